@@ -1,0 +1,117 @@
+"""What a session sends, and what becomes of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mailpool.smtp.reply import Reply
+
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_DOT_AT_LINE_START = re.compile(rb"(?m)^\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One message, rendered: who sends it, who gets it, and its bytes.
+
+    Addresses are addr-specs (``a@example.com``), domains in ASCII. Line ends of *content* are
+    made CRLF: a bare CR or LF is where one server sees the end of a message and the next one
+    doesn't (CVE-2023-51764 and its family). Raises ``ValueError`` for an address that would
+    break out of its command.
+    """
+
+    sender: str
+    recipients: tuple[str, ...]
+    content: bytes = field(repr=False)
+    needs_smtputf8: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.recipients:
+            raise ValueError("an envelope needs at least one recipient.")
+        for address in (self.sender, *self.recipients):
+            if any(char in address for char in "\r\n<>\0"):
+                raise ValueError(f"{address!r} can't be used in an SMTP command.")
+        content = _LINE_END.sub(b"\r\n", self.content)
+        object.__setattr__(self, "content", content.removesuffix(b"\r\n") + b"\r\n")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the message, as SIZE (RFC 1870) counts them."""
+        return len(self.content)
+
+    @property
+    def is_8bit(self) -> bool:
+        return not self.content.isascii()
+
+    def stuffed(self) -> bytes:
+        """The content for DATA, dots at line starts doubled, without its last line end."""
+        return _DOT_AT_LINE_START.sub(b"..", self.content).removesuffix(b"\r\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The server took the message over.
+
+    *refused* holds the recipients that it refused: address → (code, text of the reply).
+    *replies* are all its replies, in the order of the commands.
+    """
+
+    session_id: str
+    reused: bool
+    code: int
+    reply: str
+    refused: Mapping[str, tuple[int, bytes]] = field(default_factory=dict)
+    enhanced: str = ""
+    """The enhanced status code, such as ``2.0.0``; empty where the server gives none."""
+
+    queue_id: str = ""
+    """The server's own name for the message; empty where it tells none."""
+
+    replies: tuple[Reply, ...] = field(default=(), repr=False)
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One envelope on its way, and what is known of it by now.
+
+    Filled in while the exchange goes on, so that an interruption at any point leaves the truth:
+    with neither *receipt* nor *error*, the message is unsent if *handed_over* is false, and may
+    have arrived if it is true.
+    """
+
+    envelope: Envelope
+    receipt: Receipt | None = None
+    error: Exception | None = None
+    handed_over: bool = False
+    """Whether the first byte of the message's end may have left."""
+
+    session_id: str | None = None
+    reused: bool = False
+    """Whether the session had been lent or had sent before, so that a failure may be its age."""
+
+    stale: Exception | None = None
+    """Why the session, a used one, ended before the hand-over: a fresh one may take the message."""
+
+    replies: list[Reply] = field(default_factory=list)
+
+    def begin(self, session_id: str, *, reused: bool) -> None:
+        """It is now on this session's turn."""
+        self.session_id, self.reused = session_id, reused
+        self.replies.clear()
+
+    @property
+    def is_settled(self) -> bool:
+        return self.receipt is not None or self.error is not None
+
+    @property
+    def refused(self) -> dict[str, tuple[int, bytes]]:
+        """The recipients that were refused so far: address → (code, text)."""
+        answers = zip(self.envelope.recipients, self.replies[1:], strict=False)
+        return {address: (each.code, each.message) for address, each in answers if not each.ok}
+
+    @property
+    def accepted(self) -> int:
+        """How many recipients were accepted so far."""
+        return sum(reply.ok for reply in self.replies[1 : 1 + len(self.envelope.recipients)])

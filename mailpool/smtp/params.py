@@ -1,0 +1,99 @@
+"""``SessionParams``: everything that makes one SMTP connection what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from mailpool.secret import Secret
+
+Security = Literal["starttls", "tls", "plain"]
+SECURITIES: tuple[Security, ...] = ("starttls", "tls", "plain")
+
+
+class Timeouts(NamedTuple):
+    """How long each phase may take, seconds."""
+
+    connect: float
+    reply: float
+    data: float
+    final: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionParams:
+    """How to open a session, and the key that the pool keeps it under.
+
+    A session is opened from this value and from nothing else, and is only ever handed to a
+    caller whose own value is equal: so two callers that differ in anything that can change a
+    connection, password and credential id included, can't share one.
+
+    Times are seconds. ``repr`` does not show the password, and the value can't be pickled.
+    """
+
+    credential_id: str
+    """Whose session it is. Two tenants never share one, even with all else equal."""
+
+    host: str
+    port: int
+    security: Security
+    username: str = ""
+    """Empty: no login is attempted."""
+
+    password: str = field(default="", repr=False)
+    ca_certificate: str = field(default="", repr=False)
+    """PEM; empty for the system's authorities."""
+
+    local_hostname: str = "localhost"
+    """The name given with EHLO."""
+
+    timeout: float = 30.0
+    """Longest wait for each answer of the server, and for what names no time-out of its own."""
+
+    connect_timeout: float | None = None
+    """For the TCP connection. ``None``: as *timeout*."""
+
+    data_timeout: float | None = None
+    """For the network to take each 64 KiB of a message. ``None``: as *timeout*."""
+
+    final_timeout: float | None = None
+    """For the answer to the end of a message. ``None``: four times *timeout*. RFC 5321 has ten
+    minutes, so that nobody gives up and sends again what was accepted after all. That is not done
+    here, so giving up earlier costs an outcome that is unknown, and nothing else."""
+
+    single_flight: bool = False
+    """Whether commands and content go out in one write where the server takes chunks."""
+
+    maintain_connection: bool = True
+    """Whether the session may be kept for another call once a call is done with it."""
+
+    max_connections: int = 3
+    """Open sessions of this credential in one process."""
+
+    idle_timeout: float = 30.0
+    max_lifetime: float = 300.0
+    max_messages: int = 100
+
+    def __post_init__(self) -> None:
+        if self.security not in SECURITIES:
+            raise ValueError(f"security must be one of {', '.join(SECURITIES)}.")
+        if not self.host or not 1 <= self.port <= 65535:
+            raise ValueError("a session needs a host and a port from 1 to 65535.")
+        if bool(self.username) != bool(self.password):
+            raise ValueError("username and password go together.")
+        # Frozen, and still hidden from every traceback that shows this object's fields.
+        object.__setattr__(self, "password", Secret(self.password))
+
+    @property
+    def timeouts(self) -> Timeouts:
+        return Timeouts(
+            connect=self.connect_timeout or self.timeout,
+            reply=self.timeout,
+            data=self.data_timeout or self.timeout,
+            final=self.final_timeout or 4 * self.timeout,
+        )
+
+    @property
+    def address(self) -> str:
+        """``host:port`` for messages to people."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -1,0 +1,72 @@
+"""What a pool tells about itself. No secrets, only plain values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """One connection as it is now. Times are seconds."""
+
+    id: str
+    """Empty while it is being opened."""
+
+    credential_id: str
+    address: str
+    username: str
+    state: str
+    """``connecting``, ``busy``, ``idle`` or ``closing``."""
+
+    age: float
+    idle: float
+    messages: int
+    reused: int
+    """How often it was taken from the pool again."""
+
+    tls: str
+    cipher: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """The connections of one process, and what has happened since it started."""
+
+    pid: int
+    max_sessions: int
+    waiting: int
+    opened: int
+    reused: int
+    closed: int
+    failed: int
+    sessions: list[SessionInfo] = field(default_factory=list)
+
+    @property
+    def open(self) -> int:
+        """Sockets that exist or are reserved."""
+        return len(self.sessions)
+
+    @property
+    def idle(self) -> int:
+        return self._count("idle")
+
+    @property
+    def busy(self) -> int:
+        return self._count("busy")
+
+    @property
+    def connecting(self) -> int:
+        return self._count("connecting")
+
+    @property
+    def closing(self) -> int:
+        return self._count("closing")
+
+    def _count(self, state: str) -> int:
+        return sum(session.state == state for session in self.sessions)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain values, ready for JSON."""
+        states = ("open", "idle", "busy", "connecting", "closing")
+        return {**asdict(self), **{state: getattr(self, state) for state in states}}
