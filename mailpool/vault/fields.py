@@ -1,0 +1,228 @@
+"""A model field that is encrypted in the database and in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.core.exceptions import FieldError
+from django.db import models
+from django.db.models.lookups import Exact
+from django.db.models.query_utils import DeferredAttribute
+from django.utils import timezone
+
+from mailpool.exceptions import SecretError
+from mailpool.secret import Secret
+from mailpool.vault.keyring import Sealed, get_keyring
+
+
+class _Decrypting(property):
+    """``instance.password``: decrypts when read; what is set is encrypted when it is saved.
+
+    A ``property``, because Django's model constructor takes those as keywords.
+    """
+
+
+class _Stored(DeferredAttribute):
+    """``instance.password_ciphertext``: what the database holds, and nothing else.
+
+    A secret that was set and not yet saved is kept elsewhere on the instance, so that signals,
+    serializers and whoever else reads the model's fields never meet plain text. Data that comes
+    from the database takes its place.
+    """
+
+    field: EncryptedTextField
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        # Validation sets each field to the very value that it has.
+        if value is not instance.__dict__.get(self.field.attname, self):
+            instance.__dict__.pop(self.field.pending_attname, None)
+        instance.__dict__[self.field.attname] = value
+
+
+class SecretInput(forms.PasswordInput):
+    """A password input that never renders a value and does not ask browsers to fill one in."""
+
+    def __init__(self, attrs: dict[str, Any] | None = None) -> None:
+        super().__init__(attrs={"autocomplete": "new-password", **(attrs or {})})
+
+
+class SecretFormField(forms.CharField):
+    """Write-only: an empty input means that the stored secret stays."""
+
+    widget = SecretInput
+
+    def __init__(self, **kwargs: Any) -> None:
+        # Blanks at the ends may well be part of a password.
+        super().__init__(**{**kwargs, "strip": False})
+
+    def clean(self, value: Any) -> Secret:
+        return Secret(super().clean(value))
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        return bool(data)
+
+    def prepare_value(self, value: Any) -> None:
+        """Nothing of the stored value ever reaches the widget."""
+
+
+class _SealedExact(Exact):
+    """``=`` between ciphertexts only: what key rotation needs for its compare and swap."""
+
+    def get_prep_lookup(self) -> Any:
+        if not isinstance(self.rhs, Sealed):
+            raise _no_lookups(self.lhs.output_field)
+        return str(self.rhs)
+
+
+def _no_lookups(field: Any) -> FieldError:
+    return FieldError(f"{field.name!r} is encrypted: rows can't be filtered or compared by it.")
+
+
+class EncryptedQuerySet(models.QuerySet[Any]):
+    """For models with encrypted fields: ``update()`` writes ciphertext into them or nothing.
+
+    An expression would go to the database past the field, as plain text. To be the model's base
+    manager as well, since relations use that one.
+    """
+
+    def bulk_create(self, objs: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        for name in kwargs.get("update_fields") or ():
+            field = self.model._meta.get_field(name)
+            if isinstance(field, EncryptedTextField):
+                # What it would write is bound to the new row and opens in no other one.
+                raise field.not_by_update()
+        return super().bulk_create(objs, *args, **kwargs)
+
+    def update(self, **kwargs: Any) -> int:
+        for name, value in kwargs.items():
+            field = self.model._meta.get_field(name)
+            if isinstance(field, EncryptedTextField) and not isinstance(value, (Sealed, str)):
+                raise field.not_by_update()
+        return super().update(**kwargs)
+
+
+class EncryptedTextField(models.TextField):  # type: ignore[type-arg]
+    """Text under AES-256-GCM, bound to model, field and row.
+
+    ``instance.password`` is the plain text as a ``Secret`` (decrypted when it is read;
+    ``SecretError`` if it does not open), ``instance.password_ciphertext`` what is stored. As with
+    a foreign key, name and attribute differ; the database column has the field's name. The row's
+    primary key has to be known before it is saved, as UUID keys are.
+
+    What is set is encrypted when the row is saved: until then the row may still get another key,
+    as the admin does with new rows that have inlines.
+
+    *changed_at* names a ``DateTimeField`` that is to hold when the secret was last set.
+    """
+
+    descriptor_class = _Stored
+
+    def __init__(self, *args: Any, changed_at: str | None = None, **kwargs: Any) -> None:
+        self.changed_at = changed_at
+        super().__init__(*args, **kwargs)
+
+    def deconstruct(self) -> tuple[str, str, Any, Any]:
+        name, path, args, kwargs = super().deconstruct()
+        if self.changed_at:
+            kwargs["changed_at"] = self.changed_at
+        return name, path, args, kwargs
+
+    def get_attname(self) -> str:
+        return f"{self.name}_ciphertext"
+
+    @property
+    def pending_attname(self) -> str:
+        """Where an instance keeps a secret that is not saved yet."""
+        return f"_{self.name}_pending"
+
+    def get_attname_column(self) -> tuple[str, str]:
+        return self.get_attname(), self.db_column or self.name
+
+    def contribute_to_class(self, cls: Any, name: str, private_only: bool = False) -> None:
+        super().contribute_to_class(cls, name, private_only)
+        setattr(cls, name, _Decrypting(self.open, self._write))
+
+    def place(self, instance: Any) -> str:
+        """What a secret of *instance* is bound to, and what errors call it."""
+        return f"{instance._meta.label_lower}.{self.name}:{instance.pk}"
+
+    def is_pending(self, instance: Any) -> bool:
+        """Whether *instance*'s secret was set and is not saved yet."""
+        return self.pending_attname in instance.__dict__
+
+    def is_set(self, instance: Any) -> bool:
+        """Whether *instance* has a secret, stored or pending; nothing is decrypted."""
+        pending = instance.__dict__.get(self.pending_attname)
+        return bool(getattr(instance, self.attname) if pending is None else pending)
+
+    def open(self, instance: Any) -> Secret:
+        """The plain text of *instance*'s secret; ``SecretError`` if it does not open."""
+        if self.is_pending(instance):
+            pending: Secret = instance.__dict__[self.pending_attname]
+            return pending
+        stored = getattr(instance, self.attname)
+        return get_keyring().open(stored, self.place(instance)) if stored else Secret("")
+
+    def _write(self, instance: Any, value: str | None) -> None:
+        if isinstance(value, Sealed):
+            setattr(instance, self.attname, value)
+            return
+        instance.__dict__[self.pending_attname] = Secret(value or "")
+        if self.changed_at:
+            setattr(instance, self.changed_at, timezone.now() if value else None)
+
+    def pre_save(self, model_instance: Any, add: bool) -> Any:
+        if self.is_pending(model_instance):
+            secret = self.open(model_instance)
+            if secret and model_instance.pk is None:
+                raise SecretError(f"{self.name!r} needs a row that has its key before it is saved.")
+            sealed = get_keyring().seal(secret, self.place(model_instance)) if secret else ""
+            setattr(model_instance, self.attname, sealed)
+        return getattr(model_instance, self.attname)
+
+    # What goes to and comes from the database is ciphertext, and nothing else gets through.
+
+    def from_db_value(self, value: str | None, expression: Any, connection: Any) -> str | None:
+        return None if value is None else Sealed(value)
+
+    def get_prep_value(self, value: Any) -> Any:
+        value = super(models.TextField, self).get_prep_value(value)
+        if value in (None, ""):
+            return ""
+        if not isinstance(value, Sealed):
+            raise self.not_by_update()
+        return str(value)
+
+    def not_by_update(self) -> FieldError:
+        return FieldError(
+            f"{self.name!r} is encrypted: set it on an instance and call save(). update() and "
+            "bulk_update() can't write it."
+        )
+
+    def get_lookup(self, lookup_name: str) -> Any:
+        if lookup_name == "exact":
+            return _SealedExact
+        raise _no_lookups(self)
+
+    def get_transform(self, lookup_name: str) -> Any:
+        raise _no_lookups(self)
+
+    def to_python(self, value: Any) -> Any:
+        # Fixtures hold the ciphertext, which loaddata must not encrypt a second time. Somebody
+        # who types a ciphertext as a password gains nothing: it opens in its own row only.
+        if isinstance(value, str) and not isinstance(value, Sealed) and Sealed.looks_like(value):
+            return Sealed(value)
+        return value
+
+    # Forms
+
+    def formfield(self, **kwargs: Any) -> Any:
+        # Neither TextField's Textarea nor the admin's wide input: it has to stay write-only.
+        return models.Field.formfield(
+            self, **{**kwargs, "form_class": SecretFormField, "widget": SecretInput}
+        )
+
+    def save_form_data(self, instance: Any, data: Any) -> None:
+        if data:
+            setattr(instance, self.name, data)

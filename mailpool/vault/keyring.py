@@ -1,0 +1,150 @@
+"""AES-256-GCM under a list of keys, each secret bound to the place that it belongs to."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from mailpool import conf
+from mailpool.exceptions import SecretError
+from mailpool.secret import Secret, SecretBytes
+
+VERSION = "1"
+KEY_BYTES = 32
+NONCE_BYTES = 12
+
+_SEALED = re.compile(r"(?P<version>1)\$(?P<key_id>[0-9a-f]{8})\$(?P<body>[A-Za-z0-9_-]{38,}=*)")
+
+
+class Sealed(str):
+    """An encrypted secret as the database holds it: ``version$key-id$nonce and ciphertext``."""
+
+    __slots__ = ()
+
+    @classmethod
+    def looks_like(cls, text: str) -> bool:
+        """Whether *text* has the form of a sealed secret (which says nothing of its key)."""
+        return _SEALED.fullmatch(text) is not None
+
+    @property
+    def key_id(self) -> str:
+        """The id of the key that it was encrypted with; ``""`` where it is none of ours."""
+        match = _SEALED.fullmatch(self)
+        return match["key_id"] if match else ""
+
+
+def generate_key() -> str:
+    """A new random key: 32 bytes as URL-safe base64."""
+    return base64.urlsafe_b64encode(os.urandom(KEY_BYTES)).decode()
+
+
+def parse_key(text: str) -> SecretBytes:
+    """The 32 bytes of a key. ``ValueError`` says what is wrong, without showing the key."""
+    try:
+        padded = Secret(text + "=" * (-len(text) % 4))
+        key = SecretBytes(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError):
+        raise ValueError("it is not URL-safe base64") from None
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"it has {len(key)} bytes instead of {KEY_BYTES}")
+    return key
+
+
+def key_id(key: bytes) -> str:
+    """Eight hex digits that name a key without telling anything of it."""
+    return hashlib.sha256(b"mailpool key id\0" + key).hexdigest()[:8]
+
+
+class Keyring:
+    """Keys, newest first: the first one encrypts, all of them decrypt.
+
+    Raises ``SecretError`` for a key that is malformed.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._ciphers: dict[str, AESGCM] = {}
+        for number, text in enumerate(keys, start=1):
+            try:
+                key = parse_key(text)
+            except ValueError as error:
+                raise SecretError(f"Encryption key number {number} is unusable: {error}.") from None
+            self._ciphers.setdefault(key_id(key), AESGCM(key))
+        self.key_ids: tuple[str, ...] = tuple(self._ciphers)
+
+    def __repr__(self) -> str:
+        return f"<Keyring {', '.join(self.key_ids) or 'empty'}>"
+
+    @property
+    def newest(self) -> str:
+        """The id of the key that encrypts. ``SecretError`` where there is no key."""
+        if not self.key_ids:
+            raise SecretError(
+                "No encryption key is configured. Make one with 'manage.py mailpool_generate_key' "
+                "and put it into MAILPOOL['ENCRYPTION_KEYS'] or the environment variable "
+                f"{conf.KEYS_VARIABLE}."
+            )
+        return self.key_ids[0]
+
+    def seal(self, plaintext: str, place: str) -> Sealed:
+        """Encrypt *plaintext* with the newest key, so that it opens only for *place*."""
+        newest = self.newest
+        nonce = os.urandom(NONCE_BYTES)
+        body = self._ciphers[newest].encrypt(
+            nonce, plaintext.encode(), _bound(VERSION, newest, place)
+        )
+        return Sealed(f"{VERSION}${newest}${base64.urlsafe_b64encode(nonce + body).decode()}")
+
+    def open(self, sealed: str, place: str) -> Secret:
+        """Decrypt *sealed*. ``SecretError`` unless its key is known and it belongs to *place*."""
+        match = _SEALED.fullmatch(sealed)
+        if match is None:
+            raise SecretError(f"The stored secret of {place} is damaged. Enter it again.")
+        cipher = self._ciphers.get(match["key_id"])
+        if cipher is None:
+            self.newest  # noqa: B018  (no key at all has a clearer error)
+            raise SecretError(
+                f"The secret of {place} was encrypted with key {match['key_id']}, which is not "
+                f"among the configured keys ({', '.join(self.key_ids)}). Put that key back at the "
+                "end of ENCRYPTION_KEYS, or enter the secret again."
+            )
+        try:
+            data = base64.urlsafe_b64decode(match["body"])
+            plain = cipher.decrypt(
+                data[:NONCE_BYTES],
+                data[NONCE_BYTES:],
+                _bound(match["version"], match["key_id"], place),
+            )
+        except (InvalidTag, binascii.Error, ValueError):
+            raise SecretError(
+                f"The stored secret of {place} does not open: it was altered, or it was written "
+                "for another row. Enter it again."
+            ) from None
+        return Secret(plain.decode())
+
+
+def _bound(version: str, key: str, place: str) -> bytes:
+    """The associated data: a ciphertext is worthless anywhere else than in its own place."""
+    return f"mailpool\0{version}\0{key}\0{place}".encode()
+
+
+@lru_cache(maxsize=8)
+def _keyring(keys: tuple[str, ...]) -> Keyring:
+    return Keyring(keys)
+
+
+def get_keyring() -> Keyring:
+    """The keyring of the current settings. ``SecretError`` for keys that can't be used."""
+    try:
+        return _keyring(conf.encryption_keys())
+    except OSError as error:
+        raise SecretError(
+            f"The file that {conf.KEYS_VARIABLE}_FILE names can't be read: {error.strerror}."
+        ) from None
