@@ -1,0 +1,83 @@
+"""Mail addresses: one way to read them, for routing, validation and the envelope."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from email.headerregistry import Address, AddressHeader
+from functools import lru_cache
+
+from django.utils.encoding import punycode
+
+from mailpool.exceptions import InvalidMessage
+
+
+@dataclass(frozen=True)
+class Mailbox:
+    """One address: ``local@domain`` with the domain as ASCII (IDNA), and the name shown with it."""
+
+    local: str
+    domain: str
+    name: str = ""
+
+    @property
+    def addr_spec(self) -> str:
+        """The address for the envelope, quoted where the local part needs it."""
+        if not self.domain:
+            return self.local
+        return str(Address(username=self.local, domain=self.domain))
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        """Whether the local part has characters that only SMTPUTF8 (RFC 6531) can carry."""
+        return not self.local.isascii()
+
+    @property
+    def key(self) -> str:
+        """What senders are compared by: lower case throughout, as providers do."""
+        return f"{self.local}@{self.domain}".lower()
+
+    @property
+    def domain_key(self) -> str:
+        """The sender entry that covers the whole domain."""
+        return f"@{self.domain}".lower()
+
+
+# Python's parser reports non-ASCII local parts as defects; they are valid with SMTPUTF8. Django
+# allows local mailboxes like "webmaster".
+_ACCEPTED_DEFECTS = {
+    "addr-spec local part with no domain",
+    "local-part contains non-ASCII characters)",
+}
+
+
+def parse_mailbox(text: str) -> Mailbox:
+    """The one mailbox in *text* (``a@example.com`` or ``Name <a@example.com>``).
+
+    Raises ``InvalidMessage``, a ``ValueError``, for anything else, line breaks included.
+    """
+    return _parse(str(text))  # a lazy translation as well
+
+
+@lru_cache(maxsize=1024)
+def _parse(text: str) -> Mailbox:
+    # The standard library's parser is slow, and one message's From is looked at several times.
+    if "\r" in text or "\n" in text:
+        raise InvalidMessage(f"{text!r} is not a mail address: it contains a line break.")
+    try:
+        parsed = AddressHeader.value_parser(text)
+        defects = {str(defect) for defect in parsed.all_defects} - _ACCEPTED_DEFECTS
+        mailboxes = parsed.all_mailboxes
+    except Exception:  # the standard library's parser raises what it likes on garbage
+        raise InvalidMessage(f"{text!r} is not a mail address.") from None
+    if defects:
+        raise InvalidMessage(f"{text!r} is not a mail address: {'; '.join(sorted(defects))}.")
+    if len(mailboxes) != 1:
+        raise InvalidMessage(f"{text!r} is not a single mail address.")
+    found = mailboxes[0]
+    try:
+        domain = punycode(found.domain or "")
+    except UnicodeError:
+        raise InvalidMessage(f"{text!r} is not a mail address: its domain is invalid.") from None
+    if not found.local_part:
+        raise InvalidMessage(f"{text!r} is not a mail address.")
+    return Mailbox(found.local_part, domain, found.display_name or "")

@@ -1,0 +1,31 @@
+"""The Django app."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.utils.translation import gettext_lazy as _
+
+from mailpool import conf
+
+
+class MailpoolConfig(AppConfig):
+    """Registers checks, and follows changes of credentials and servers."""
+
+    name = "mailpool"
+    verbose_name = _("Mail")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        # Django's swappable models read their setting by name, from migrations too, and know no
+        # default for a setting that is not their own.
+        if not hasattr(settings, conf.TENANT_MODEL_SETTING):
+            setattr(settings, conf.TENANT_MODEL_SETTING, conf.tenant_model())
+
+    def ready(self) -> None:
+        from mailpool import checks, invalidation  # noqa: F401
+
+        conf.require_tenant_model()

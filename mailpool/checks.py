@@ -1,0 +1,352 @@
+"""System checks: what can be seen to be wrong before the first message, each with its cure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from django.apps import AppConfig, apps
+from django.conf import settings
+from django.core import mail
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core.exceptions import FieldDoesNotExist, ValidationError
+from django.db import DatabaseError, connections, router
+from django.db.models import CharField, TextField
+from django.utils.module_loading import import_string
+
+from mailpool import conf
+from mailpool.exceptions import SecretError
+from mailpool.models import Credential
+from mailpool.validators import validate_host
+from mailpool.vault import get_keyring
+from mailpool.vault.keyring import parse_key
+
+BACKEND = "mailpool.backends.EmailBackend"
+MIDDLEWARE = "mailpool.middleware.TenantMiddleware"
+
+_OPTIONS = {"tenant", "fail_silently", "deadline", "keep_order"}
+
+_GENERATE = "Make one with 'manage.py mailpool_generate_key'."
+
+
+@register(Tags.security)
+def check_settings(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """``MAILPOOL`` as a whole: its form and the names in it."""
+    value = getattr(settings, "MAILPOOL", {})
+    if not isinstance(value, dict):
+        return [
+            Error(
+                "MAILPOOL is not a dictionary.",
+                hint="Write MAILPOOL = {'ENCRYPTION_KEYS': [...]}.",
+                id="mailpool.E001",
+            )
+        ]
+    return [*_unknown_names(value), *_numbers(value), *_tenants(), *_request_tenant()]
+
+
+def _unknown_names(value: dict[Any, Any]) -> Iterator[CheckMessage]:
+    for name in value:
+        if name not in conf.DEFAULTS:
+            close = get_close_matches(str(name).upper(), conf.DEFAULTS, 1)
+            meant = f"Did you mean {close[0]!r}?" if close else "See the settings reference."
+            yield Error(f"MAILPOOL has no setting {name!r}.", hint=meant, id="mailpool.E002")
+
+
+def _numbers(value: dict[Any, Any]) -> Iterator[CheckMessage]:
+    for name, kinds, least in (
+        ("MAX_SESSIONS", int, 1),
+        ("MAX_WAITING", int, 0),
+        ("MAX_PARALLEL", int, 1),
+        ("DEADLINE", (int, float), 0.001),
+        ("POOL_TIMEOUT", (int, float), 0.001),
+        ("AUTH_FAILURE_PAUSE", (int, float), 0),
+    ):
+        given = conf.get(name)
+        if given is None and conf.DEFAULTS[name] is None:
+            continue
+        if (
+            isinstance(given, bool)
+            or not isinstance(given, kinds)
+            or not least <= given < float("inf")
+        ):
+            what = "a whole number" if kinds is int else "a number of seconds"
+            yield Error(
+                f"MAILPOOL[{name!r}] is {given!r}.",
+                hint=f"It must be {what}, at least {least}.",
+                id="mailpool.E003",
+            )
+    if not isinstance(conf.get("KEEP_ORDER"), bool):
+        yield Error(
+            f"MAILPOOL['KEEP_ORDER'] is {conf.get('KEEP_ORDER')!r}.",
+            hint="It must be True or False.",
+            id="mailpool.E003",
+        )
+    hostname = conf.get("EHLO_HOSTNAME")
+    if hostname is not None and not (isinstance(hostname, str) and _is_host_name(hostname)):
+        yield Error(
+            "MAILPOOL['EHLO_HOSTNAME'] is not a host name.",
+            hint="Name this machine as it is known outside, or leave the setting out.",
+            id="mailpool.E004",
+        )
+
+
+def _is_host_name(text: str) -> bool:
+    try:
+        validate_host(text)
+    except ValidationError:
+        return text.startswith("[") and text.endswith("]")  # an address literal
+    return text.isascii()
+
+
+def _tenants() -> Iterator[CheckMessage]:
+    label = getattr(settings, conf.TENANT_MODEL_SETTING, conf.DEFAULT_TENANT_MODEL)
+    try:
+        model = apps.get_model(label)
+    except (LookupError, ValueError, AttributeError):
+        yield Error(
+            f"{conf.TENANT_MODEL_SETTING} is {label!r}, which is no installed model.",
+            hint="Write it as 'app_label.ModelName', with the app in INSTALLED_APPS.",
+            id="mailpool.E005",
+        )
+        return
+    name = conf.get("TENANT_SLUG_FIELD")
+    try:
+        field = model._meta.get_field(name)
+    except (FieldDoesNotExist, TypeError):
+        field = None
+    if not isinstance(field, (CharField, TextField)):
+        yield Error(
+            f"{label} has no text field {name!r}, by which tenants are found.",
+            hint="Name a unique text field of it in MAILPOOL['TENANT_SLUG_FIELD'].",
+            id="mailpool.E006",
+        )
+    elif not field.unique:
+        yield Warning(
+            f"{label}.{name}, by which tenants are found, is not unique.",
+            hint="Mail of a slug that two tenants have is not sent. Make the field unique, or name "
+            "another one in MAILPOOL['TENANT_SLUG_FIELD'].",
+            id="mailpool.W003",
+        )
+
+
+def _request_tenant() -> Iterator[CheckMessage]:
+    path = conf.get("REQUEST_TENANT")
+    installed = MIDDLEWARE in settings.MIDDLEWARE
+    if path is None:
+        if installed:
+            yield Warning(
+                "TenantMiddleware is installed, but MAILPOOL['REQUEST_TENANT'] is not set.",
+                hint="Set it to the dotted path of a function that gets the request.",
+                id="mailpool.W001",
+            )
+        return
+    try:
+        function = import_string(path)
+    except (ImportError, AttributeError, TypeError) as error:
+        yield Error(
+            f"MAILPOOL['REQUEST_TENANT'] is {path!r}, which can't be imported: {error}.",
+            hint="Write the dotted path of a function, such as 'shop.tenants.of_request'.",
+            id="mailpool.E007",
+        )
+        return
+    if not callable(function):
+        yield Error(
+            f"MAILPOOL['REQUEST_TENANT'] names {path!r}, which can't be called.",
+            hint="Name a function that gets the request and returns a tenant, a slug or None.",
+            id="mailpool.E007",
+        )
+    if not installed:
+        yield Warning(
+            "MAILPOOL['REQUEST_TENANT'] is set, but TenantMiddleware is not installed.",
+            hint=f"Add '{MIDDLEWARE}' to MIDDLEWARE, after authentication.",
+            id="mailpool.W002",
+        )
+
+
+@register(Tags.security)
+def check_keys(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """The encryption keys: there, well-formed, each once, and used for nothing else."""
+    given = conf.get("ENCRYPTION_KEYS")
+    if given is not None and not isinstance(given, (list, tuple)):
+        return [
+            Error(
+                "MAILPOOL['ENCRYPTION_KEYS'] is not a list.",
+                hint="Write a list of keys, newest first: ['…'].",
+                id="mailpool.E010",
+            )
+        ]
+    if any(not isinstance(key, str) for key in given or ()):
+        return [
+            Error(
+                "MAILPOOL['ENCRYPTION_KEYS'] contains something that is not text.",
+                hint="Write each key as it was printed by mailpool_generate_key.",
+                id="mailpool.E010",
+            )
+        ]
+    try:
+        keys = conf.encryption_keys()
+    except OSError as error:
+        return [
+            Error(
+                f"The file that {conf.KEYS_VARIABLE}_FILE names can't be read: {error.strerror}.",
+                hint="Check its path, and that this process may read it.",
+                id="mailpool.E011",
+            )
+        ]
+    if not keys:
+        return [
+            Error(
+                "There is no encryption key, so no password can be stored or read.",
+                hint=f"{_GENERATE} Put it into MAILPOOL['ENCRYPTION_KEYS'] or the environment "
+                f"variable {conf.KEYS_VARIABLE}.",
+                id="mailpool.E012",
+            )
+        ]
+    return list(_each_key(keys))
+
+
+def _each_key(keys: tuple[str, ...]) -> Iterator[CheckMessage]:
+    for number, key in enumerate(keys, start=1):
+        try:
+            parse_key(key)
+        except ValueError as error:
+            yield Error(
+                f"Encryption key number {number} is unusable: {error}.",
+                hint=f"{_GENERATE} Copy all of it.",
+                id="mailpool.E013",
+            )
+        if key == settings.SECRET_KEY:
+            yield Warning(
+                f"Encryption key number {number} is also SECRET_KEY.",
+                hint=f"Use a key of its own, so that each can be replaced. {_GENERATE}",
+                id="mailpool.W010",
+            )
+    if len(set(keys)) < len(keys):
+        yield Warning(
+            "The same encryption key is configured more than once.",
+            hint="Remove the copies; only the first of them counts.",
+            id="mailpool.W011",
+        )
+
+
+@register()
+def check_backend(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Whether mail goes through mailpool at all, and with options that it knows."""
+    if hasattr(mail, "mailers") and hasattr(settings, "MAILERS"):
+        return list(_mailers(settings.MAILERS))
+    # Whether it is set, and not to what: Django 6.1 warns of whoever reads the older setting.
+    is_set: Any = settings.is_overridden  # type: ignore[misc]
+    if not is_set("EMAIL_BACKEND"):
+        return [_not_used("MAILERS" if hasattr(mail, "mailers") else "EMAIL_BACKEND")]
+    backend = settings.EMAIL_BACKEND
+    if backend != BACKEND:
+        return [_not_used("EMAIL_BACKEND", backend)]
+    ignored = [name for name in ("EMAIL_HOST_USER", "EMAIL_HOST_PASSWORD") if is_set(name)]
+    if not ignored:
+        return []
+    return [
+        Warning(
+            f"{' and '.join(ignored)} are set, but mailpool does not use them.",
+            hint="Store the account with 'manage.py mailpool_import_env' or in the admin, and "
+            "remove these settings.",
+            id="mailpool.W021",
+        )
+    ]
+
+
+def _mailers(mailers: Any) -> Iterator[CheckMessage]:
+    if not isinstance(mailers, dict):
+        yield Error(
+            "MAILERS is not a dictionary.",
+            hint=f"Write MAILERS = {{'default': {{'BACKEND': '{BACKEND}'}}}}.",
+            id="mailpool.E022",
+        )
+        return
+    ours = {
+        alias: config
+        for alias, config in mailers.items()
+        if isinstance(config, dict) and config.get("BACKEND") == BACKEND
+    }
+    if not ours:
+        named = [config.get("BACKEND") for config in mailers.values() if isinstance(config, dict)]
+        yield _not_used("MAILERS", named)
+    for alias, config in ours.items():
+        yield from _options(alias, config.get("OPTIONS") or {})
+
+
+def _options(alias: str, options: dict[str, Any]) -> Iterator[CheckMessage]:
+    unknown = sorted(set(options) - _OPTIONS)
+    if unknown:
+        yield Error(
+            f"MAILERS[{alias!r}] has options that mailpool does not know: {', '.join(unknown)}.",
+            hint=f"It knows {', '.join(sorted(_OPTIONS))}. Logins are kept as credentials.",
+            id="mailpool.E020",
+        )
+    if "tenant" in options and not str(options["tenant"] or "").strip():
+        yield Error(
+            f"MAILERS[{alias!r}] has an empty tenant.",
+            hint="Name the tenant's slug, or remove the option.",
+            id="mailpool.E021",
+        )
+    deadline = options.get("deadline")
+    if deadline is not None and not (conf.is_seconds(deadline) and 0 < deadline < float("inf")):
+        yield Error(
+            f"The deadline of MAILERS[{alias!r}] is {deadline!r}.",
+            hint="It must be a number of seconds above 0.",
+            id="mailpool.E023",
+        )
+    if options.get("keep_order") not in (None, True, False):
+        yield Error(
+            f"keep_order of MAILERS[{alias!r}] is {options['keep_order']!r}.",
+            hint="It must be True or False.",
+            id="mailpool.E023",
+        )
+
+
+def _not_used(setting: str, backend: object = "") -> CheckMessage:
+    meant = f"Did you mean '{BACKEND}'?" if "mailpool" in str(backend) else ""
+    if setting == "EMAIL_BACKEND" and hasattr(settings, "MAILERS"):
+        meant = "MAILERS is for Django 6.1 and later."
+    return Warning(
+        f"No mail goes through mailpool: {setting} does not name its backend.",
+        hint=f"{meant} Set the backend to '{BACKEND}'.".strip(),
+        id="mailpool.W020",
+    )
+
+
+@register(Tags.database)
+def check_stored_secrets(
+    app_configs: Sequence[AppConfig] | None = None,
+    databases: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> list[CheckMessage]:
+    """Passwords under a key that is not configured (any more)."""
+    alias = router.db_for_read(Credential)
+    if alias not in (databases or ()):
+        return []
+    from mailpool.rotation import key_usage
+
+    try:
+        if Credential._meta.db_table not in connections[alias].introspection.table_names():
+            return []
+        configured = get_keyring().key_ids
+        if not configured:
+            return []  # which is an error of its own
+        lost = {key: count for key, count in key_usage().items() if key not in configured}
+    except (DatabaseError, SecretError, OSError):
+        return []  # not migrated, or reported by the checks above
+    return [
+        Error(
+            f"{count} stored secrets are encrypted with key {key or '(none)'}, which is not "
+            "configured.",
+            hint="Put that key back at the end of ENCRYPTION_KEYS and run mailpool_rotate_keys, "
+            "or enter these passwords again.",
+            id="mailpool.E030",
+        )
+        for key, count in sorted(lost.items())
+    ]

@@ -1,0 +1,95 @@
+"""The ``MAILPOOL`` setting, read when it is used, so that ``override_settings`` works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import environ
+from django.apps import apps
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+from mailpool.secret import Secret
+
+TENANT_MODEL_SETTING = "MAILPOOL_TENANT_MODEL"
+DEFAULT_TENANT_MODEL = "mailpool.Tenant"
+KEYS_VARIABLE = "MAILPOOL_ENCRYPTION_KEYS"
+
+# Every name that MAILPOOL may hold, with its default. Times are seconds.
+DEFAULTS: dict[str, Any] = {
+    "ENCRYPTION_KEYS": None,  # newest first; None: from the environment
+    "REQUEST_TENANT": None,  # dotted path of a callable: request -> tenant, slug or None
+    "TENANT_SLUG_FIELD": "slug",
+    "MAX_SESSIONS": 100,  # open connections in one process, all credentials together
+    "MAX_WAITING": 1000,  # callers that may wait for a connection in one process
+    "POOL_TIMEOUT": 30.0,  # longest wait for a connection, opening it included
+    "DEADLINE": None,  # longest time for one call that sends, whatever it sends; None: no limit
+    "MAX_PARALLEL": 16,  # connections that one call sends over at the same time
+    "KEEP_ORDER": True,  # within a credential; False: one call uses several of its connections
+    "AUTH_FAILURE_PAUSE": 60.0,  # after a refused login, the same login fails at once
+    "EHLO_HOSTNAME": None,  # None: this machine's own name
+}
+
+
+def tenant_model() -> str:
+    """The tenant model as ``app_label.ModelName``; ``ImproperlyConfigured`` if it is not that.
+
+    Whether there is such a model, a system check tells.
+    """
+    label = getattr(settings, TENANT_MODEL_SETTING, DEFAULT_TENANT_MODEL)
+    if not isinstance(label, str) or not re.fullmatch(r"\w+\.\w+", label):
+        raise ImproperlyConfigured(
+            f"{TENANT_MODEL_SETTING} is {label!r}. Write it as 'app_label.ModelName'."
+        )
+    return label
+
+
+def require_tenant_model() -> None:
+    """Raise ``ImproperlyConfigured`` where the tenant model is not installed.
+
+    For the moment when all models are loaded: Django's own checks would stumble over it before
+    ours could name the cure.
+    """
+    label = tenant_model()
+    try:
+        apps.get_model(label, require_ready=False)
+    except LookupError:
+        raise ImproperlyConfigured(
+            f"{TENANT_MODEL_SETTING} is {label!r}, which is no installed model. Write it as "
+            "'app_label.ModelName', with the app in INSTALLED_APPS."
+        ) from None
+
+
+def raw() -> Mapping[str, Any]:
+    """The setting as the project wrote it; an empty mapping where it is missing or no mapping."""
+    value = getattr(settings, "MAILPOOL", {})
+    return value if isinstance(value, Mapping) else {}
+
+
+def get(name: str) -> Any:
+    """One value of ``MAILPOOL``, or its default. ``KeyError`` for a name that is none."""
+    return raw().get(name, DEFAULTS[name])
+
+
+def is_seconds(value: object) -> bool:
+    """Whether *value* is a number that can be a time."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def encryption_keys() -> tuple[Secret, ...]:
+    """The configured keys as text, newest first; empty where there are none.
+
+    Where the setting has none, the environment is asked: ``MAILPOOL_ENCRYPTION_KEYS``, keys
+    separated by commas, or ``MAILPOOL_ENCRYPTION_KEYS_FILE`` with the path of a file that holds
+    them (Docker and Kubernetes secrets).
+    """
+    keys = get("ENCRYPTION_KEYS")
+    if keys is None:
+        # One key a line is what people write into a file; commas are django-environ's way.
+        text = Secret(environ.FileAwareEnv().str(KEYS_VARIABLE, default=""))
+        keys = text.replace("\n", ",").split(",")
+    elif isinstance(keys, str):
+        keys = [keys]  # reported by a check; a lone key is clear enough to work with
+    return tuple(Secret(key.strip()) for key in keys if key and key.strip())

@@ -1,0 +1,351 @@
+"""The way of a message: resolve (database reads), transmit (network), record (database writes).
+
+Each stage is whole before the next one starts, so no connection is held while the database
+works, and no database error can pass for a mail failure.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from smtplib import SMTPDataError, SMTPRecipientsRefused, SMTPResponseException, SMTPSenderRefused
+from typing import Any, Literal
+
+from django.core.mail import EmailMessage
+from django.core.mail.utils import DNS_NAME
+from django.core.signals import setting_changed
+
+from mailpool import conf, signals
+from mailpool.exceptions import DeliveryUnknown, SecretError
+from mailpool.models import Credential, MailServer
+from mailpool.rendering import render
+from mailpool.smtp import Attempt, PoolStats, SessionParams, SessionPool, Transmitter
+
+logger = logging.getLogger("mailpool")
+
+Status = Literal["sent", "refused", "failed", "unknown"]
+
+# What is rendered at a time: a batch of any size needs the memory of so much.
+WINDOW_MESSAGES = 1000
+WINDOW_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class MailpoolResult:
+    """What became of one message; ``message.mailpool_result`` after sending.
+
+    ``sent``: a server took it over, *code* and *reply* are its words. ``refused``: a server said
+    no. ``failed``: it was never handed over. ``unknown``: the connection was lost after it may
+    have been; it is not sent again.
+    """
+
+    status: Status
+    credential_id: str | None = None
+    session_id: str | None = None
+    reused: bool = False
+    code: int | None = None
+    reply: str = ""
+    enhanced: str = ""
+    """The enhanced status code of a message that was sent, such as ``2.0.0``."""
+
+    queue_id: str = ""
+    """The server's own name for it, by which its log can be searched."""
+
+    refused: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Recipients that the server refused: address → (code, reply)."""
+
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class Job:
+    """One message on its way through the stages."""
+
+    message: EmailMessage
+    credential: Credential | None = None
+    params: SessionParams | None = None
+    attempt: Attempt | None = None
+    error: Exception | None = None
+    """Why there is nothing to transmit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the caller of a batch asks for."""
+
+    deadline: float | None = None
+    """Monotonic, seconds: nothing takes longer."""
+
+    keep_order: bool = True
+    """Whether the messages of a credential leave in their order, so over one connection."""
+
+
+Route = Callable[[EmailMessage], Credential]
+Transmit = Callable[[Sequence[Job], Transmitter, Terms], None]
+
+
+def deliver(
+    messages: Sequence[EmailMessage],
+    route: Route,
+    *,
+    transmit: Transmit | None = None,
+    block: Transmitter | None = None,
+    deadline: float | None = None,
+    keep_order: bool | None = None,
+) -> list[MailpoolResult]:
+    """Send *messages*, and report of each what became of it, in the same order.
+
+    *route* chooses the credential of a message, as ``Router.resolve`` does. No failure of one
+    message keeps another one back, and nothing is raised for one. *block* is the transmitter of
+    a ``with connection:`` block, which keeps its sessions when this returns.
+
+    *deadline* (seconds from now) bounds all of it: what was not begun by then fails. Different
+    credentials send at the same time; without *keep_order* one credential's messages do as well.
+    ``None`` for either: as ``MAILPOOL`` has it.
+    """
+    terms = _terms(deadline, keep_order)
+    transmit = transmit or transmit_jobs
+    transmitter = block or Transmitter(get_pool())
+    results: list[MailpoolResult] = []
+    try:
+        source = iter(messages)
+        while jobs := resolve(source, route):
+            try:
+                transmit(jobs, transmitter, terms)
+            finally:
+                if block is None and len(results) + len(jobs) == len(messages):
+                    transmitter.release()  # before anybody hears of it
+                outcomes = settle(jobs)
+                results += outcomes
+                record(jobs, outcomes)
+    except BaseException:
+        if block is None:
+            transmitter.release()
+        # Ctrl-C, or a time limit of a task queue: what it kept back is not lost in silence.
+        late = [Job(message) for message in messages[len(results) :]]
+        record(late, settle(late))
+        raise
+    return results
+
+
+def _terms(deadline: float | None, keep_order: bool | None) -> Terms:
+    seconds = conf.get("DEADLINE") if deadline is None else deadline
+    return Terms(
+        deadline=None if seconds is None else time.monotonic() + seconds,
+        keep_order=conf.get("KEEP_ORDER") if keep_order is None else keep_order,
+    )
+
+
+def resolve(messages: Iterator[EmailMessage], route: Route) -> list[Job]:
+    """Credential, connection parameters and rendered bytes of each message, or its error.
+
+    As many as fit into a window, so that it has to be called until there are no more.
+    """
+    params: dict[Any, SessionParams] = {}
+    jobs: list[Job] = []
+    size = 0
+    for message in messages:
+        job = Job(message)
+        jobs.append(job)
+        try:
+            job.credential = credential = route(message)
+            if credential.pk not in params:
+                params[credential.pk] = session_params(credential)
+            envelope = render(message, credential)
+            job.attempt = Attempt(envelope)
+            job.params = params[credential.pk]
+            size += envelope.size
+        except Exception as error:
+            job.error = error
+        if len(jobs) >= WINDOW_MESSAGES or size >= WINDOW_BYTES:
+            break
+    return jobs
+
+
+def session_params(credential: Credential) -> SessionParams:
+    """How to connect for *credential*: the only way from the database to a connection.
+
+    Raises ``SecretError`` where the password is missing or does not decrypt.
+    """
+    password = credential.password
+    if credential.username and not password:
+        raise SecretError(f"No password is stored for {credential}. Enter it in the admin.")
+    return server_params(
+        credential.server,
+        credential_id=str(credential.pk),
+        username=credential.username,
+        password=password if credential.username else "",
+    )
+
+
+def server_params(server: MailServer, **identity: str) -> SessionParams:
+    """How to connect to *server* as *identity* (``credential_id``, ``username``, ``password``)."""
+    return SessionParams(
+        host=server.host,
+        port=server.port,
+        security=server.security,  # type: ignore[arg-type]  # its choices are the same words
+        ca_certificate=server.ca_certificate,
+        local_hostname=conf.get("EHLO_HOSTNAME") or DNS_NAME.get_fqdn(),
+        timeout=server.timeout,
+        connect_timeout=server.connect_timeout,
+        data_timeout=server.data_timeout,
+        final_timeout=server.final_timeout,
+        single_flight=server.single_flight,
+        maintain_connection=server.maintain_connection,
+        max_connections=server.max_connections,
+        idle_timeout=server.idle_timeout,
+        max_lifetime=server.max_lifetime,
+        max_messages=server.max_messages,
+        **identity,
+    )
+
+
+def transmit_jobs(jobs: Sequence[Job], transmitter: Transmitter, terms: Terms) -> None:
+    """Send what could be resolved, all credentials at the same time. No database in here."""
+    groups: dict[SessionParams, list[Attempt]] = {}
+    for job in jobs:
+        if job.params is not None and job.attempt is not None:
+            groups.setdefault(job.params, []).append(job.attempt)
+    transmitter.transmit(
+        groups,
+        deadline=terms.deadline,
+        width=conf.get("MAX_PARALLEL"),
+        keep_order=terms.keep_order,
+    )
+
+
+def settle(jobs: Iterable[Job]) -> list[MailpoolResult]:
+    """Put each message's outcome on it. Nothing of a project's runs in here."""
+    outcomes = []
+    for job in jobs:
+        outcome = _outcome(job)
+        # Django's class has no such attribute; it is this backend's own.
+        job.message.mailpool_result = outcome  # type: ignore[attr-defined]
+        outcomes.append(outcome)
+    return outcomes
+
+
+def record(jobs: Iterable[Job], outcomes: Iterable[MailpoolResult]) -> None:
+    """Log and signal what became of each."""
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        _log(outcome)
+        signal = getattr(signals, f"message_{outcome.status}")
+        signal.send_robust(sender=MailpoolResult, message=job.message, result=outcome)
+
+
+def _outcome(job: Job) -> MailpoolResult:
+    result = MailpoolResult("failed", str(job.credential.pk) if job.credential else None)
+    error = job.error
+    if attempt := job.attempt:
+        result.session_id, result.reused = attempt.session_id, attempt.reused
+        if receipt := attempt.receipt:
+            result.status, result.code, result.reply = "sent", receipt.code, receipt.reply
+            result.enhanced, result.queue_id = receipt.enhanced, receipt.queue_id
+            result.refused = _readable(receipt.refused)
+            return result
+        error = attempt.error
+        if error is None and attempt.handed_over:
+            error = DeliveryUnknown("Interrupted before the server's answer; it is not sent again.")
+    if error is None:
+        error = InterruptedError("The batch was interrupted before this message was sent.")
+    result.error = error
+    if isinstance(error, DeliveryUnknown):
+        result.status = "unknown"
+    elif isinstance(error, SMTPRecipientsRefused):
+        result.status, result.refused = "refused", _readable(error.recipients)
+        result.code, result.reply = next(iter(result.refused.values()), (None, ""))
+    elif isinstance(error, SMTPResponseException):
+        result.code, result.reply = error.smtp_code, _text(error.smtp_error)
+        # A login or a greeting that is refused says nothing of the message.
+        if isinstance(error, (SMTPSenderRefused, SMTPDataError)):
+            result.status = "refused"
+    return result
+
+
+def _readable(refused: Any) -> dict[str, tuple[int, str]]:
+    return {address: (code, _text(reply)) for address, (code, reply) in refused.items()}
+
+
+def _text(reply: bytes | str) -> str:
+    return reply.decode("utf-8", "replace") if isinstance(reply, bytes) else reply
+
+
+def _log(result: MailpoolResult) -> None:
+    if result.status == "sent":
+        logger.debug(
+            "Sent a message with credential %s on session %s: %s",
+            result.credential_id,
+            result.session_id,
+            result.reply,
+        )
+    else:
+        logger.warning(
+            "A message was not sent (%s, credential %s): %s: %s",
+            result.status,
+            result.credential_id,
+            type(result.error).__name__,
+            result.error,
+        )
+
+
+# This process's pool
+
+
+@cache
+def get_pool() -> SessionPool:
+    """The pool of this process, made when it is first needed."""
+    pool = SessionPool(**_limits())
+    atexit.register(pool.shut_down)
+    return pool
+
+
+def _limits() -> dict[str, Any]:
+    return {
+        "max_sessions": conf.get("MAX_SESSIONS"),
+        "max_waiting": conf.get("MAX_WAITING"),
+        "timeout": conf.get("POOL_TIMEOUT"),
+        "auth_pause": conf.get("AUTH_FAILURE_PAUSE"),
+    }
+
+
+def _apply_limits(*, setting: str, **_: Any) -> None:
+    if setting == "MAILPOOL" and get_pool.cache_info().currsize:
+        for name, value in _limits().items():
+            setattr(get_pool(), name, value)
+
+
+setting_changed.connect(_apply_limits, dispatch_uid="mailpool.delivery")
+
+
+def stats() -> PoolStats:
+    """What this process's pool is doing now."""
+    return get_pool().stats()
+
+
+def close_connections(
+    *,
+    credential: Any = None,
+    server: Any = None,
+    tenant: Any = None,
+    session_id: str | None = None,
+) -> int:
+    """Close this process's connections of *credential*, *server* or *tenant*, or all of them.
+
+    Each is an instance or its primary key. Idle connections are closed now, busy ones when they
+    come back. Returns how many that are.
+    """
+    pool = get_pool()
+    chosen = {"pk": credential, "server": server, "tenant": tenant}
+    filters = {
+        name: getattr(value, "pk", value) for name, value in chosen.items() if value is not None
+    }
+    if not filters:
+        return pool.close(session_id=session_id)
+    ids = {str(pk) for pk in Credential.objects.filter(**filters).values_list("pk", flat=True)}
+    if "pk" in filters and len(filters) == 1:
+        ids.add(str(filters["pk"]))  # a deleted one has connections all the same
+    return pool.close(ids, session_id=session_id)

@@ -1,0 +1,500 @@
+"""Tenants, mail servers, credentials and senders. Nothing here opens a connection."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, ClassVar, cast
+
+from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models, transaction
+from django.utils.translation import gettext_lazy as _
+
+from mailpool import conf
+from mailpool.validators import (
+    is_loopback,
+    normalize_sender,
+    validate_ca_certificate,
+    validate_from_address,
+    validate_host,
+    validate_sender,
+)
+from mailpool.vault import EncryptedQuerySet, EncryptedTextField
+
+if apps.apps_ready and not apps.is_installed("mailpool"):
+    raise ImproperlyConfigured("mailpool is used but not installed: add it to INSTALLED_APPS.")
+
+
+class Tenant(models.Model):
+    """A customer, brand or department; used where ``MAILPOOL_TENANT_MODEL`` names no other."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    slug = models.SlugField(
+        _("slug"),
+        max_length=100,
+        unique=True,
+        help_text=_("The short name that code uses: use_tenant('acme')."),
+    )
+    name = models.CharField(_("name"), max_length=200)
+    is_active = models.BooleanField(
+        _("active"), default=True, help_text=_("An inactive tenant sends nothing.")
+    )
+
+    class Meta:
+        swappable = conf.TENANT_MODEL_SETTING
+        ordering = ("name",)
+        verbose_name = _("tenant")
+        verbose_name_plural = _("tenants")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _bounded(label: Any, default: int | None, top: int, **kwargs: Any) -> Any:
+    """A whole number from 1 to *top*, or empty if that is the default."""
+    if default is None:
+        kwargs |= {"null": True, "blank": True}
+    validators = [MinValueValidator(1), MaxValueValidator(top)]
+    return models.PositiveIntegerField(label, default=default, validators=validators, **kwargs)
+
+
+# Limits of the numbers above, for the database: name -> highest value. The lowest is 1.
+SERVER_BOUNDS = {
+    "port": 65535,
+    "max_connections": 1000,
+    "idle_timeout": 3600,
+    "max_lifetime": 86400,
+    "max_messages": 100000,
+    "timeout": 600,
+    "connect_timeout": 600,
+    "data_timeout": 600,
+    "final_timeout": 3600,
+}
+
+
+class MailServer(models.Model):
+    """How to reach one mail server, and whether connections to it are kept."""
+
+    class Security(models.TextChoices):
+        STARTTLS = "starttls", _("STARTTLS (usually port 587)")
+        TLS = "tls", _("Implicit TLS (usually port 465)")
+        PLAIN = "plain", _("None: clear text (this machine only, if there is a login)")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    name = models.CharField(
+        _("name"), max_length=100, unique=True, help_text=_("What operators call this server.")
+    )
+    host = models.CharField(
+        _("host"),
+        max_length=253,
+        validators=[validate_host],
+        help_text=_("Host name as in the server's certificate, for example smtp.example.com."),
+    )
+    port = _bounded(_("port"), 587, SERVER_BOUNDS["port"])
+    security = models.CharField(
+        _("security"),
+        max_length=10,
+        choices=Security.choices,
+        default=Security.STARTTLS,
+        help_text=_(
+            "Encryption of the connection. Once chosen it is required: mailpool never falls back "
+            "to clear text."
+        ),
+    )
+    timeout = _bounded(
+        _("timeout"),
+        30,
+        SERVER_BOUNDS["timeout"],
+        help_text=_("Seconds to wait for each answer of the server."),
+    )
+    connect_timeout = _bounded(
+        _("timeout of connecting"),
+        None,
+        SERVER_BOUNDS["connect_timeout"],
+        help_text=_("Seconds. Empty: the same as the timeout above."),
+    )
+    data_timeout = _bounded(
+        _("timeout of the transfer"),
+        None,
+        SERVER_BOUNDS["data_timeout"],
+        help_text=_(
+            "Seconds that the network may take over each 64 KiB of a message. Empty: the same as "
+            "the timeout above."
+        ),
+    )
+    final_timeout = _bounded(
+        _("timeout of the last answer"),
+        None,
+        SERVER_BOUNDS["final_timeout"],
+        help_text=_(
+            "Seconds that the server may take over a complete message, for example to scan it. "
+            "When they are over, nobody knows whether it was accepted, and it is not sent again: "
+            "rather too long than too short. Empty: four times the timeout above."
+        ),
+    )
+    ca_certificate = models.TextField(
+        _("CA certificate"),
+        blank=True,
+        validators=[validate_ca_certificate],
+        help_text=_(
+            "PEM. Only for a server whose certificate comes from your own authority; then no "
+            "other authority is accepted. Empty: the system's authorities."
+        ),
+    )
+    maintain_connection = models.BooleanField(
+        _("maintain connection to mail server"),
+        default=True,
+        help_text=_(
+            "Keeps connections open for the next message of the same credential, never for "
+            "another one. Off: each call that sends opens its own connections and closes them, "
+            "which costs several round trips more. In force at the next send, in every process."
+        ),
+    )
+    max_connections = _bounded(
+        _("maximum connections"),
+        3,
+        SERVER_BOUNDS["max_connections"],
+        help_text=_(
+            "Open connections per credential in each process. Providers refuse more than their "
+            "own limit (Microsoft 365: 3 per mailbox); further senders wait."
+        ),
+    )
+    idle_timeout = _bounded(
+        _("idle timeout"),
+        30,
+        SERVER_BOUNDS["idle_timeout"],
+        help_text=_(
+            "Seconds that an unused connection stays open. Longer saves connecting; longer than "
+            "the server allows only leaves dead connections."
+        ),
+    )
+    max_lifetime = _bounded(
+        _("maximum lifetime"),
+        300,
+        SERVER_BOUNDS["max_lifetime"],
+        help_text=_("Seconds after which a connection is replaced, however busy it is."),
+    )
+    max_messages = _bounded(
+        _("messages per connection"),
+        100,
+        SERVER_BOUNDS["max_messages"],
+        help_text=_("After so many messages a connection is replaced, before the server ends it."),
+    )
+    single_flight = models.BooleanField(
+        _("single flight"),
+        default=False,
+        help_text=_(
+            "Sends commands and message in one go where the server takes chunks (CHUNKING): half "
+            "the time for a single message. The price: when a connection is lost, nobody knows "
+            "whether the message was accepted, and it is not sent again."
+        ),
+    )
+    is_active = models.BooleanField(
+        _("active"), default=True, help_text=_("Nothing is sent over an inactive server.")
+    )
+
+    class Meta:
+        ordering = ("name",)
+        verbose_name = _("mail server")
+        verbose_name_plural = _("mail servers")
+        permissions: ClassVar = [
+            ("verify_mailserver", "Can verify the connection to a mail server"),
+            ("view_connections", "Can view open connections"),
+            ("close_connections", "Can close open connections"),
+        ]
+        constraints: ClassVar = [
+            *(
+                models.CheckConstraint(
+                    condition=models.Q(**{f"{field}__gte": 1, f"{field}__lte": top}),
+                    name=f"mailpool_server_{field}",
+                    violation_error_message=_("%(field)s must be from 1 to %(top)d.")
+                    % {"field": field, "top": top},
+                )
+                for field, top in SERVER_BOUNDS.items()
+            ),
+            models.CheckConstraint(
+                condition=models.Q(security__in=["starttls", "tls", "plain"]),
+                name="mailpool_server_security",
+                violation_error_message=_("security must be starttls, tls or plain."),
+            ),
+            models.CheckConstraint(
+                condition=~models.Q(host=""),
+                name="mailpool_server_host",
+                violation_error_message=_("Enter the server's host name."),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def allows_login(self) -> bool:
+        """Whether a password may be sent: over TLS, or in clear text to this very machine."""
+        return self.security != self.Security.PLAIN or is_loopback(self.host)
+
+    def clean(self) -> None:
+        self.host = self.host.strip()
+        if not self.allows_login and self.credentials.exclude(username="").exists():
+            # Of no field, since the list's form does not have them all.
+            raise ValidationError(
+                _(
+                    "Credentials with a login use this server; their passwords would travel in "
+                    "clear text. Choose STARTTLS or implicit TLS."
+                )
+            )
+
+
+class ScopeField(models.CharField):  # type: ignore[type-arg]
+    """The tenant's key as text, and ``""`` for the site itself.
+
+    For unique constraints only: databases hold two NULLs for different, so one over a nullable
+    tenant would let the site have the same account or sender twice. Nothing is routed by it.
+    """
+
+    def pre_save(self, model_instance: Any, add: bool) -> str:
+        scope: str = model_instance.get_scope()
+        setattr(model_instance, self.attname, scope)
+        return scope
+
+
+class CredentialQuerySet(EncryptedQuerySet):
+    """Keeps the encrypted password and the tenant's scope out of reach of bulk updates."""
+
+    def update(self, **kwargs: Any) -> int:
+        if {"tenant", "tenant_id", "scope"} & kwargs.keys():
+            raise TypeError("A credential's tenant is changed with save(): its senders follow it.")
+        return super().update(**kwargs)
+
+
+class SenderQuerySet(models.QuerySet["Sender"]):
+    """Keeps what is derived from other columns out of reach of bulk updates."""
+
+    def update(self, **kwargs: Any) -> int:
+        if {"credential", "credential_id", "address", "scope"} & kwargs.keys():
+            raise TypeError("A sender is changed with save(): its form and owner are derived.")
+        return super().update(**kwargs)
+
+
+class Credential(models.Model):
+    """One login at one mail server, of one tenant or of the site itself."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    tenant = models.ForeignKey(
+        conf.tenant_model(),
+        # Never SET_NULL: a deleted tenant's login would become the site's default.
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="mailpool_credentials",
+        verbose_name=_("tenant"),
+        help_text=_("Empty: the site's own, for mail that belongs to no tenant."),
+    )
+    server = models.ForeignKey(
+        MailServer,
+        on_delete=models.PROTECT,
+        related_name="credentials",
+        verbose_name=_("mail server"),
+    )
+    username = models.CharField(
+        _("username"),
+        max_length=255,
+        blank=True,
+        help_text=_("Empty: the server is used without a login."),
+    )
+    password = EncryptedTextField(
+        _("password"), blank=True, default="", changed_at="password_set_at"
+    )
+    password_set_at = models.DateTimeField(
+        _("password set on"), null=True, blank=True, editable=False
+    )
+    default_from = models.CharField(
+        _("default From"),
+        max_length=320,
+        blank=True,
+        validators=[validate_from_address],
+        help_text=_("From address of messages whose sender is the site's DEFAULT_FROM_EMAIL."),
+    )
+    priority = models.PositiveSmallIntegerField(
+        _("priority"),
+        default=10,
+        help_text=_("Among a tenant's credentials that fit a message, the lowest number is used."),
+    )
+    is_active = models.BooleanField(
+        _("active"), default=True, help_text=_("Nothing is sent with an inactive credential.")
+    )
+    scope = ScopeField(max_length=64, editable=False, default="")
+
+    objects = CredentialQuerySet.as_manager()
+
+    class Meta:
+        # Relations use the base manager: without this, tenant.mailpool_credentials.add() would
+        # get around what the queryset keeps out.
+        base_manager_name = "objects"
+        ordering = ("priority", "username", "pk")
+        verbose_name = _("credential")
+        verbose_name_plural = _("credentials")
+        permissions: ClassVar = [
+            ("verify_credential", "Can verify a credential and send a test message with it"),
+        ]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["scope", "server", "username"],
+                name="mailpool_credential_account",
+                violation_error_message=_("This tenant has this account at this server already."),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.username or _('no login')} @ {self.server.name}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Write the row; of an existing one the password only if it was set on this instance.
+
+        Otherwise somebody who has held the instance for a while would put an old password back,
+        or one under a key that was rotated out meanwhile.
+        """
+        is_new = self._state.adding
+        fields = kwargs.get("update_fields")
+        if fields is None and not is_new and not self._password_field.is_pending(self):
+            loaded = {field.attname for field in self._meta.concrete_fields}
+            loaded -= self.get_deferred_fields() | {self._meta.pk.attname}
+            fields = loaded - {self._password_field.attname, "password_set_at"}
+        if fields is not None:
+            # Each of these goes with a column that is derived from it.
+            fields = set(fields)
+            if fields & {"password", self._password_field.attname}:
+                fields.add("password_set_at")
+            if fields & {"tenant", "tenant_id"}:
+                fields.add("scope")
+            kwargs["update_fields"] = fields
+        moves = not is_new and (fields is None or "scope" in fields)
+        with transaction.atomic():
+            super().save(*args, **kwargs)
+            if moves:
+                scope = self.get_scope()
+                models.QuerySet.update(self.senders.exclude(scope=scope), scope=scope)
+
+    @property
+    def _password_field(self) -> EncryptedTextField:
+        return cast("EncryptedTextField", self._meta.get_field("password"))
+
+    @property
+    def has_password(self) -> bool:
+        """Whether a password is stored, or set to be; it is not decrypted to find out."""
+        return bool(self._password_field.is_set(self))
+
+    def get_scope(self) -> str:
+        """The tenant's key as text, ``""`` for the site itself."""
+        if self.tenant_id is None:
+            return ""
+        # A key may have been given in another spelling.
+        key = cast("models.ForeignKey[Any, Any]", self._meta.get_field("tenant")).target_field
+        return str(key.to_python(self.tenant_id))
+
+    def clean(self) -> None:
+        self.username = self.username.strip()
+        # A missing server is reported by its own field; one that the same form is about to save
+        # has no key yet.
+        server = self._known_server()
+        if self.username and not self.has_password:
+            raise ValidationError({"password": _("Enter the password of this account.")})
+        if self.has_password and not self.username:
+            raise ValidationError({"username": _("A password needs a username.")})
+        if server and self.username and not server.allows_login:
+            raise ValidationError(
+                _(
+                    "The password would travel to “%(server)s” in clear text. Choose STARTTLS or "
+                    "implicit TLS for that server."
+                ),
+                params={"server": server.name},
+            )
+        others = Credential.objects.exclude(pk=self.pk).filter(scope=self.get_scope())
+        if self.server_id and others.filter(server=server, username=self.username).exists():
+            raise ValidationError(_("This tenant has this account at this server already."))
+        if self._scope_changes():
+            taken = Sender.objects.filter(
+                scope=self.get_scope(), address__in=self.senders.values("address")
+            ).exclude(credential=self)
+            if taken.exists():
+                raise ValidationError(
+                    {"tenant": _("That tenant has one of this credential's senders already.")}
+                )
+
+    def _known_server(self) -> MailServer | None:
+        if self.server_id is None and not Credential.server.is_cached(self):
+            return None
+        try:
+            return self.server
+        except MailServer.DoesNotExist:
+            return None
+
+    def _scope_changes(self) -> bool:
+        return not self._state.adding and self.scope != self.get_scope()
+
+
+class SenderAddressField(models.CharField):  # type: ignore[type-arg]
+    """Stored in normalized form: routing compares text, and would never find another one."""
+
+    def pre_save(self, model_instance: Any, add: bool) -> str:
+        address = normalize_sender(getattr(model_instance, self.attname))
+        setattr(model_instance, self.attname, address)
+        return address
+
+
+class Sender(models.Model):
+    """An address, or all of a domain, that a credential may send as."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    credential = models.ForeignKey(
+        Credential, on_delete=models.CASCADE, related_name="senders", verbose_name=_("credential")
+    )
+    address = SenderAddressField(
+        _("address"),
+        max_length=254,
+        validators=[validate_sender],
+        help_text=_("shop@example.com, or @example.com for all of a domain."),
+    )
+    scope = ScopeField(max_length=64, editable=False, default="")
+
+    objects = SenderQuerySet.as_manager()
+
+    class Meta:
+        base_manager_name = "objects"
+        ordering = ("address",)
+        verbose_name = _("sender")
+        verbose_name_plural = _("senders")
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["scope", "address"],
+                name="mailpool_sender_unique",
+                violation_error_message=_("This tenant has this sender already."),
+            ),
+        ]
+        indexes: ClassVar = [models.Index(fields=["address"], name="mailpool_sender_address")]
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+    def get_scope(self) -> str:
+        """The scope of the credential that the sender belongs to, as the database has it."""
+        credential = self.credential
+        if not credential._state.adding:
+            # The instance may be older than a move to another tenant.
+            credential = Credential.objects.filter(pk=credential.pk).first() or credential
+        return credential.get_scope()
+
+    def clean(self) -> None:
+        self.address = normalize_sender(self.address)
+        # The credential may be a new one that the same form is about to save; a missing one is
+        # reported by its own field.
+        if self.credential_id is None and not Sender.credential.is_cached(self):
+            return
+        scope = self.get_scope()
+        if (
+            Sender.objects.exclude(pk=self.pk)
+            .filter(scope=scope, address=self.address)
+            .exclude(credential__pk=self.credential_id)
+            .exists()
+        ):
+            raise ValidationError({"address": _("This tenant has this sender already.")})

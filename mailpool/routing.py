@@ -1,0 +1,260 @@
+"""Which credential a message goes out with. Reads the database, opens nothing.
+
+The first that applies names the tenant: ``message.tenant``, the backend's ``tenant`` option,
+``use_tenant()``, the request's tenant, the From address. Mail without a tenant goes out with the
+site's default credential. A tenant that is known but can't send is an error, never a reason to
+look further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.apps import apps
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.mail import EmailMessage
+from django.db.models import F, Manager, Model, Q
+
+from mailpool import conf
+from mailpool.addresses import Mailbox, parse_mailbox
+from mailpool.context import TenantRef, current_tenant
+from mailpool.exceptions import AmbiguousRoute, NoRoute, SenderNotAllowed
+from mailpool.models import Credential, Sender
+
+_OF_THE_SITE = Q(tenant__isnull=True)
+
+
+class Account(NamedTuple):
+    """A credential, and the addresses that it may send as; none: anybody's."""
+
+    credential: Credential
+    senders: set[str]
+
+
+class Router:
+    """Chooses credentials for the messages of one call.
+
+    What it has read of a tenant it keeps, so that a batch asks the database once per tenant and
+    not once per message: make a new one for each call. *tenant* is the backend's option.
+    """
+
+    def __init__(self, tenant: TenantRef | None = None) -> None:
+        self._option = tenant
+        self._by_tenant: dict[Any, list[Account]] = {}
+
+    def resolve(self, message: EmailMessage) -> Credential:
+        """The credential of *message*.
+
+        Raises a ``RouteError`` (``NoRoute``, ``AmbiguousRoute``, ``SenderNotAllowed``) where there
+        is not exactly one, ``InvalidMessage`` for a From that can't be read.
+        """
+        tenant = getattr(message, "tenant", None)
+        for fallback in (self._option, current_tenant()):
+            if tenant is None:
+                tenant = fallback
+        if tenant is not None:
+            accounts = self._of_tenant(tenant)
+            who = f"Tenant {describe(tenant)}"
+        else:
+            sender = header_from(message)
+            owner, who = self._owner_of(sender)
+            accounts = self._of_key(owner)
+            if owner is None and not accounts:
+                raise NoRoute(
+                    f"The message names no tenant, no tenant has {sender.key} as a sender, and "
+                    "there is no credential of the site itself. Name a tenant with message.tenant "
+                    "or use_tenant(), or enter a credential without a tenant."
+                )
+        return _choose(accounts, who, message)
+
+    # The tenant's accounts
+
+    def _of_tenant(self, tenant: TenantRef) -> list[Account]:
+        model = apps.get_model(conf.tenant_model())
+        # Always by key: an instance may be older than the last change, in a worker by days.
+        if isinstance(tenant, model):
+            if tenant.pk is None:
+                raise NoRoute(f"Tenant {describe(tenant)} is not saved.")
+            return self._named(tenant, "pk", tenant.pk)
+        if isinstance(tenant, str):
+            return self._named(tenant, conf.get("TENANT_SLUG_FIELD"), tenant)
+        if isinstance(tenant, (UUID, int)) and not isinstance(tenant, bool):
+            return self._named(tenant, "pk", tenant)
+        raise NoRoute(
+            f"{describe(tenant)} is not a tenant: pass a {model._meta.label} or its slug."
+        )
+
+    def _named(self, tenant: TenantRef, column: str, value: Any) -> list[Account]:
+        known = (type(tenant), value)
+        if known not in self._by_tenant:
+            try:
+                found = self._read(Q(**{f"tenant__{column}": value}))
+            except (ValidationError, ValueError, TypeError):
+                found = []  # not even the form of a key
+            if isinstance(tenant, str):
+                # As it is written: some databases find "Acme" where "acme" is looked for.
+                found = [each for each in found if _slug(each.credential.tenant) == tenant]
+            if not found or (column != "pk" and not _is_unique(column)):
+                number = _count(column, value, tenant)
+                if number == 0:
+                    raise NoRoute(
+                        f"There is no tenant {describe(tenant)}: enter it, or correct the {column}."
+                    )
+                if number > 1:
+                    raise AmbiguousRoute(
+                        f"{describe(tenant)} is the {column} of several tenants. Pass the tenant "
+                        "itself."
+                    )
+            self._by_tenant[known] = found
+        return self._by_tenant[known]
+
+    def _of_key(self, owner: Any) -> list[Account]:
+        """The accounts of the tenant with the key *owner*, or with ``None`` the site's."""
+        known = (None, owner)
+        if known not in self._by_tenant:
+            self._by_tenant[known] = self._read(Q(tenant_id=owner) if owner else _OF_THE_SITE)
+        return self._by_tenant[known]
+
+    def _read(self, lookup: Q) -> list[Account]:
+        # One query, with a row for each sender: what it costs is paid for every single message.
+        rows = (
+            Credential.objects.filter(lookup)
+            .select_related("server", "tenant")
+            .annotate(sender_address=F("senders__address"))
+            .order_by()
+        )
+        found: dict[Any, Account] = {}
+        for row in rows:
+            account = found.setdefault(row.pk, Account(row, set()))
+            if row.sender_address is not None:
+                account.senders.add(row.sender_address)
+        return list(found.values())
+
+    # The From address
+
+    def _owner_of(self, sender: Mailbox) -> tuple[Any, str]:
+        """Whose address it is: the exact one first, then its domain, else the site's."""
+        matches = list(
+            Sender.objects.filter(address__in=[sender.key, sender.domain_key]).values_list(
+                "address", "credential__tenant_id"
+            )
+        )
+        for address in (sender.key, sender.domain_key):
+            owners = {owner for match, owner in matches if match == address}
+            if len(owners) > 1:
+                raise AmbiguousRoute(
+                    f"{sender.key} belongs to {len(owners)} tenants. Say which one sends: with "
+                    "message.tenant or use_tenant()."
+                )
+            if owners:
+                owner = owners.pop()
+                return owner, "The site" if owner is None else f"The owner of {address}"
+        return None, "The site"
+
+
+def is_usable(credential: Credential) -> bool:
+    """Whether credential, server and tenant are all switched on."""
+    tenant = credential.tenant
+    return bool(
+        credential.is_active
+        and credential.server.is_active
+        and (tenant is None or getattr(tenant, "is_active", True))
+    )
+
+
+def header_from(message: EmailMessage) -> Mailbox:
+    """The address in the From header, which is what readers see and senders are checked by."""
+    return parse_mailbox(message.extra_headers.get("From", message.from_email))
+
+
+def is_site_default(message: EmailMessage) -> bool:
+    """Whether the caller left the sender to the settings."""
+    return "From" not in message.extra_headers and (
+        str(message.from_email) == settings.DEFAULT_FROM_EMAIL
+    )
+
+
+def effective_from(message: EmailMessage, credential: Credential) -> tuple[Mailbox, Mailbox]:
+    """The From header's and the envelope's address, once *credential* is to send *message*."""
+    if credential.default_from and is_site_default(message):
+        own = parse_mailbox(credential.default_from)
+        return own, own
+    return header_from(message), parse_mailbox(message.from_email)
+
+
+def describe(tenant: TenantRef) -> str:
+    """A tenant for error messages: its slug where it has one."""
+    return repr(_slug(tenant) if isinstance(tenant, Model) else str(tenant))
+
+
+def _slug(tenant: Any) -> str:
+    return str(getattr(tenant, conf.get("TENANT_SLUG_FIELD"), tenant))
+
+
+def _is_unique(column: str) -> bool:
+    return bool(getattr(_tenants().model._meta.get_field(column), "unique", False))
+
+
+def _count(column: str, value: Any, tenant: TenantRef) -> int:
+    try:
+        found = list(_tenants().filter(**{column: value}))
+    except (ValidationError, ValueError, TypeError):
+        return 0
+    return sum(not isinstance(tenant, str) or _slug(each) == tenant for each in found)
+
+
+def _tenants() -> Manager[Any]:
+    # Like every foreign key: also those that the model's own manager leaves out.
+    manager: Manager[Any] = apps.get_model(conf.tenant_model())._base_manager
+    return manager
+
+
+def _choose(accounts: Sequence[Account], who: str, message: EmailMessage) -> Credential:
+    """The one that fits *message* best among a tenant's accounts."""
+    usable = [account for account in accounts if is_usable(account.credential)]
+    if not usable:
+        raise NoRoute(f"{who} has no usable credential: {_why_none(accounts)}.")
+    ranked = []
+    for account in usable:
+        credential, rank = account.credential, _fit(account, message)
+        if rank is not None:
+            ranked.append((rank, credential.priority, str(credential.pk), credential))
+    if not ranked:
+        raise SenderNotAllowed(
+            f"{who} may not send as {header_from(message).key}: it is not among the senders of "
+            "its credentials."
+        )
+    return min(ranked, key=lambda entry: entry[:3])[3]
+
+
+def _fit(account: Account, message: EmailMessage) -> int | None:
+    """How well *account* fits: 0 for its own address, 1 for its domain, 2 for one that may
+    send as anybody; ``None`` where it may not send this."""
+    credential, allowed = account
+    if not allowed:
+        return 2
+    # The envelope's sender has to be allowed like the header's: bounces go there, and some
+    # readers show it.
+    ranks = []
+    for address in effective_from(message, credential):
+        if address.key in allowed:
+            ranks.append(0)
+        elif address.domain_key in allowed:
+            ranks.append(1)
+        else:
+            return None
+    return max(ranks)
+
+
+def _why_none(accounts: Sequence[Account]) -> str:
+    if not accounts:
+        return "it has none"
+    for credential, _ in accounts:
+        if not getattr(credential.tenant, "is_active", True):
+            return "the tenant is inactive"
+        if credential.is_active and not credential.server.is_active:
+            return f"the mail server “{credential.server.name}” is inactive"
+    return "all of them are inactive"

@@ -1,0 +1,93 @@
+"""Checks of single values, for forms and for ``full_clean()``. Each error says what to enter."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import ssl
+
+from django.core.exceptions import ValidationError
+from django.utils.encoding import punycode
+from django.utils.translation import gettext_lazy as _
+
+from mailpool.addresses import Mailbox, parse_mailbox
+from mailpool.exceptions import InvalidMessage
+
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+
+
+def validate_host(value: str) -> None:
+    """A host name or an IP address: no URL, no port, no blanks."""
+    if "://" in value or "/" in value:
+        raise ValidationError(_("Enter the host name alone, without a scheme or a path."))
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        pass
+    else:
+        return
+    if ":" in value:
+        raise ValidationError(_("Enter the host name alone; the port has a field of its own."))
+    try:
+        ascii_name = punycode(value)
+    except UnicodeError:
+        ascii_name = ""
+    labels = ascii_name.removesuffix(".").split(".")
+    if len(ascii_name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValidationError(_("Enter a host name such as smtp.example.com, or an IP address."))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host* names this very machine, so that nothing leaves it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.rstrip(".").lower() == "localhost"
+
+
+def validate_ca_certificate(value: str) -> None:
+    """PEM certificates, at least one, that OpenSSL can load."""
+    if "PRIVATE KEY" in value:
+        raise ValidationError(_("This contains a private key. Enter the CA's certificate alone."))
+    try:
+        ssl.create_default_context(cadata=value)
+    except (ssl.SSLError, ValueError):
+        raise ValidationError(
+            _("Enter certificates in PEM form, beginning with -----BEGIN CERTIFICATE-----.")
+        ) from None
+
+
+def validate_from_address(value: str) -> None:
+    """One address with a domain, with or without a name: ``Shop <shop@example.com>``."""
+    try:
+        mailbox = parse_mailbox(value)
+    except InvalidMessage as error:
+        raise ValidationError(str(error)) from None
+    if not mailbox.domain:
+        raise ValidationError(_("Enter a full address such as shop@example.com."))
+
+
+def normalize_sender(value: str) -> str:
+    """The stored form of a sender: lower case, domain in ASCII. ``ValidationError`` otherwise."""
+    value = value.strip()
+    if value.startswith("@"):
+        mailbox = _parse(f"x{value}")
+        return mailbox.domain_key
+    mailbox = _parse(value)
+    if mailbox.name or not mailbox.domain:
+        raise ValidationError(
+            _("Enter a full address such as shop@example.com, or @example.com for all of a domain.")
+        )
+    return mailbox.key
+
+
+def validate_sender(value: str) -> None:
+    """A full address, or ``@domain``."""
+    normalize_sender(value)
+
+
+def _parse(value: str) -> Mailbox:
+    try:
+        return parse_mailbox(value)
+    except InvalidMessage as error:
+        raise ValidationError(str(error)) from None

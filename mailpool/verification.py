@@ -1,0 +1,322 @@
+"""“Verify connection”: the real path, step by step, each with its result, time and advice."""
+
+from __future__ import annotations
+
+import smtplib
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from smtplib import SMTPResponseException
+from typing import Any, Literal
+
+from django.core.mail import EmailMessage
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from mailpool import delivery
+from mailpool.addresses import parse_mailbox
+from mailpool.exceptions import (
+    DeliveryUnknown,
+    InvalidMessage,
+    MailpoolError,
+    NoRoute,
+    PoolTimeout,
+    RouteError,
+    SecretError,
+)
+from mailpool.models import Credential, MailServer
+from mailpool.smtp import Handshake, Session, SessionParams
+
+StepStatus = Literal["ok", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a verification. *seconds* is how long it took; *advice* is for people."""
+
+    key: str
+    title: str
+    status: StepStatus
+    seconds: float = 0.0
+    detail: str = ""
+    advice: str = ""
+
+    @property
+    def milliseconds(self) -> str:
+        return f"{self.seconds * 1000:.1f}"
+
+
+@dataclass(slots=True)
+class Report:
+    """All steps, in order. Nothing in it is secret."""
+
+    address: str
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.steps) and all(step.status != "failed" for step in self.steps)
+
+    @property
+    def failure(self) -> Step | None:
+        """The step that failed, if one did."""
+        return next((step for step in self.steps if step.status == "failed"), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain values, ready for JSON."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def _titles() -> dict[str, str]:
+    return {
+        "secret": _("Decrypt the password"),
+        "resolve": _("Find the host"),
+        "connect": _("Connect"),
+        "greeting": _("Read the greeting"),
+        "ehlo": _("Say hello (EHLO)"),
+        "starttls": _("Ask for TLS (STARTTLS)"),
+        "tls": _("Encrypt (TLS)"),
+        "ehlo-tls": _("Say hello again (EHLO)"),
+        "auth": _("Log in (AUTH)"),
+        "mail": _("Offer a sender (MAIL)"),
+        "rcpt": _("Offer a recipient (RCPT)"),
+    }
+
+
+def verify_server(server: MailServer) -> Report:
+    """Connect to *server* as far as that goes without a login."""
+    return _verify(lambda: delivery.server_params(server, credential_id=""), server)
+
+
+def verify_credential(credential: Credential, *, recipient: str | None = None) -> Report:
+    """Go the whole way that a message of *credential* goes, up to RCPT and never to DATA.
+
+    On a connection of its own, so that a refused login that the pool remembers is tried again.
+    *recipient* is the address to offer; the credential's own by default. Never raises for what
+    is wrong with the account; ``InvalidMessage`` if *recipient* is no address.
+    """
+    sender = _own_address(credential)
+    target = _full_address(recipient) if recipient else sender
+    report = _verify(lambda: delivery.session_params(credential), credential.server, sender, target)
+    if report.ok:
+        delivery.get_pool().forgive(str(credential.pk))
+    return report
+
+
+def _verify(
+    make_params: Callable[[], SessionParams],
+    server: MailServer,
+    sender: str = "",
+    recipient: str = "",
+) -> Report:
+    report = Report(f"{server.host}:{server.port}")
+    made: list[SessionParams] = []
+
+    def decrypt() -> str:
+        made.append(make_params())
+        return ""
+
+    if not _run(report, "secret", decrypt):
+        return report
+    if not made[0].username:
+        report.steps.clear()  # there was nothing to decrypt
+    handshake = Handshake(made[0], deadline=time.monotonic() + delivery.get_pool().timeout)
+    for name, step in handshake.steps():
+        if not _run(report, name, step):
+            return report
+    session = Session(handshake)
+    try:
+        if sender:
+            _offer(report, session, sender, recipient)
+    finally:
+        session.close()
+    return report
+
+
+def _offer(report: Report, session: Session, sender: str, recipient: str) -> None:
+    if _run(report, "mail", lambda: session.try_sender(sender)):
+        _run(report, "rcpt", lambda: session.try_recipient(recipient))
+
+
+def _run(report: Report, key: str, step: Callable[[], str]) -> bool:
+    """Make one step, and put down what came of it. Whether the next one makes sense."""
+    started = time.monotonic()
+    status: StepStatus = "ok"
+    advice = ""
+    try:
+        detail = step()
+    except Exception as error:
+        status, detail, advice = "failed", describe_error(error), explain(error)
+    title = _titles()[key]
+    report.steps.append(Step(key, title, status, time.monotonic() - started, detail, advice))
+    return status == "ok"
+
+
+def _full_address(text: str) -> str:
+    mailbox = parse_mailbox(text)
+    if not mailbox.domain:
+        raise InvalidMessage(f"{text!r} is not a mail address: it has no domain.")
+    return mailbox.addr_spec
+
+
+def _own_address(credential: Credential) -> str:
+    """An address that the credential may send as."""
+    candidates = [credential.default_from]
+    candidates += [s.address for s in credential.senders.all() if not s.address.startswith("@")]
+    candidates += [f"postmaster{s.address}" for s in credential.senders.all()][:1]
+    candidates.append(credential.username if "@" in credential.username else "")
+    for text in filter(None, candidates):
+        try:
+            return parse_mailbox(text).addr_spec
+        except InvalidMessage:
+            continue
+    return f"postmaster@{credential.server.host}"
+
+
+def send_test_message(credential: Credential, recipient: str) -> delivery.MailpoolResult:
+    """Send a short message to *recipient* with exactly *credential*, through the pool.
+
+    What goes wrong stands in the result; nothing is sent with what is switched off.
+    ``InvalidMessage`` if *recipient* is no address.
+    """
+    _full_address(recipient)
+    message = EmailMessage(
+        subject=_("Test message"),
+        body=_(
+            "This message was sent to try the account %(username)s at %(server)s.\n\n"
+            "It was asked for on %(when)s. Nothing needs to be done."
+        )
+        % {
+            "username": credential.username or "-",
+            "server": credential.server.name,
+            "when": f"{timezone.now():%Y-%m-%d %H:%M} UTC",
+        },
+        from_email=credential.default_from or _own_address(credential),
+        to=[recipient],
+    )
+
+    def route(_message: EmailMessage) -> Credential:
+        if reason := switched_off(credential):
+            raise NoRoute(reason)
+        return credential
+
+    return delivery.deliver([message], route)[0]
+
+
+def switched_off(credential: Credential) -> str:
+    """What keeps ordinary mail from going out with *credential*; empty if nothing does."""
+    if not credential.is_active:
+        return _("This credential is inactive, so nothing is sent with it.")
+    if not credential.server.is_active:
+        return _("The mail server is inactive, so nothing is sent over it.")
+    if not getattr(credential.tenant, "is_active", True):
+        return _("The tenant is inactive and sends nothing.")
+    return ""
+
+
+def describe_error(error: Exception) -> str:
+    """What happened, with the server's own words."""
+    if isinstance(error, SMTPResponseException):
+        text = error.smtp_error
+        reply = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+        return f"{error.smtp_code} {reply}" if error.smtp_code > 0 else reply
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        return "; ".join(
+            f"{address}: {code} {reply.decode('utf-8', 'replace')}"
+            for address, (code, reply) in error.recipients.items()
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return str(error.strerror)
+    return str(error)
+
+
+def explain(error: Exception | None) -> str:
+    """What a person can do about *error*, in plain words."""
+    for kind, advice in _advice():
+        if isinstance(error, kind):
+            return advice
+    return _("See the server's answer; its operator can tell more.")
+
+
+def _advice() -> list[tuple[type[Exception] | tuple[type[Exception], ...], str]]:
+    """The first class that fits counts."""
+    return [
+        (SecretError, _("Enter the password again, or put the missing encryption key back.")),
+        (
+            NoRoute,
+            _("Enter or activate a credential of the tenant (or of the site), and its server."),
+        ),
+        (
+            RouteError,
+            _("Name another sender, or let a credential of the tenant send as this one."),
+        ),
+        (
+            PoolTimeout,
+            _("All connections are in use: raise the limits, or look for a server that hangs."),
+        ),
+        (
+            DeliveryUnknown,
+            _("Look for the message in the account's Sent folder before you send it again."),
+        ),
+        (InvalidMessage, _("Correct the address.")),
+        (MailpoolError, _("See the documentation of mailpool's errors.")),
+        (
+            socket.gaierror,
+            _("Check the host name for typing errors, and this machine's name server."),
+        ),
+        (
+            ssl.SSLCertVerificationError,
+            _(
+                "Check that the host name is the one in the certificate, and that it has not "
+                "expired. For a certificate of your own authority, enter that as CA certificate."
+            ),
+        ),
+        (
+            ssl.SSLError,
+            _("Check port and security: 587 goes with STARTTLS, 465 with implicit TLS."),
+        ),
+        (
+            ConnectionRefusedError,
+            _("Nothing listens on that port. Check the port, and that the server runs."),
+        ),
+        (
+            smtplib.SMTPAuthenticationError,
+            _(
+                "Check username and password. Many providers want an app password here, or have "
+                "to allow SMTP for the account first."
+            ),
+        ),
+        (
+            smtplib.SMTPNotSupportedError,
+            _(
+                "The server lacks something that is required. Check port and security: 587 goes "
+                "with STARTTLS, 465 with implicit TLS."
+            ),
+        ),
+        (
+            smtplib.SMTPSenderRefused,
+            _("This account may not use that sender. Check the senders and the default From."),
+        ),
+        (
+            smtplib.SMTPRecipientsRefused,
+            _("The server does not take mail for that recipient from this account."),
+        ),
+        (
+            smtplib.SMTPConnectError,
+            _("This may be no mail server, or the port for another kind of encryption."),
+        ),
+        (
+            smtplib.SMTPServerDisconnected,
+            _(
+                "Check port and security: 587 goes with STARTTLS, 465 with implicit TLS. If they "
+                "are right, the server may be overloaded or may block this machine."
+            ),
+        ),
+        (
+            TimeoutError,
+            _("Check host and port, and whether a firewall lets this machine out on that port."),
+        ),
+        (OSError, _("Check host and port, and this machine's network.")),
+    ]
