@@ -1,0 +1,281 @@
+"""Credentials: a page of their own, and inline on the pages of servers and tenants."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from mailpool import conf
+from mailpool.admin.actions import set_field
+from mailpool.admin.secrecy import SecretiveAdmin, SecretSubmissions
+from mailpool.admin.verify import CredentialVerification
+from mailpool.exceptions import SecretError
+from mailpool.models import Credential, MailServer, Sender
+from mailpool.validators import normalize_sender
+from mailpool.vault import get_keyring
+from mailpool.vault.fields import SecretFormField
+
+# More rows than this are not offered as a list to choose from, but found by typing.
+LIST_AT_MOST = 50
+
+
+def attention(credential: Credential) -> str:
+    """Why the stored password can't be used; empty if it can."""
+    if credential.username and not credential.has_password:
+        return gettext("No password is stored.")
+    try:
+        credential.password  # noqa: B018
+    except SecretError as error:
+        return str(error)
+    return ""
+
+
+class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
+    """Takes a password and never shows one: an empty input means that the stored one stays."""
+
+    password = SecretFormField(label=_("Password"), required=False)
+
+    class Meta:
+        model = Credential
+        fields = "__all__"  # noqa: DJ007  (the admin chooses)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "username" in self.fields:
+            # Beside a password, browsers fill in the operator's own login.
+            self.fields["username"].widget.attrs["autocomplete"] = "off"
+        if "password" in self.fields:
+            self.fields["password"].help_text = self._about_password()
+
+    def _about_password(self) -> str:
+        when = self.instance.password_set_at
+        if not self.instance.has_password:
+            return gettext("Not set. It is stored encrypted and never shown again.")
+        if when is None:
+            return gettext("Set. Leave empty to keep it.")
+        return gettext("Set on %(when)s. Leave empty to keep it.") % {"when": _minute(when)}
+
+    def clean(self) -> dict[str, Any] | None:
+        cleaned = super().clean()
+        if cleaned is not None and cleaned.get("password"):
+            try:
+                get_keyring().newest  # noqa: B018
+            except SecretError as error:
+                self.add_error("password", str(error))
+        # Without a login there is nothing that a password could be for.
+        if cleaned is not None and not cleaned.get("username") and not cleaned.get("password"):
+            self.instance.password = ""
+        elif cleaned is not None and self._goes_elsewhere() and not cleaned.get("password"):
+            self.add_error(
+                "password",
+                _("Enter the password again: the stored one was not entered for that server."),
+            )
+        return cleaned
+
+    def _goes_elsewhere(self) -> bool:
+        """Whether a stored password would be presented to another server than until now."""
+        stored = self.instance.has_password and not self.instance._state.adding
+        return stored and "server" in self.changed_data
+
+
+def _minute(when: datetime) -> str:
+    return f"{timezone.localtime(when):%Y-%m-%d %H:%M}"
+
+
+class SenderFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
+    """Finds senders that are written in two ways, before the database does."""
+
+    def clean(self) -> None:
+        super().clean()
+        addresses: Counter[str] = Counter()
+        for form in self.forms:
+            data = getattr(form, "cleaned_data", {})
+            if data.get("address") and not data.get("DELETE"):
+                addresses[normalize_sender(data["address"])] += 1
+        twice = [address for address, times in addresses.items() if times > 1]
+        if twice:
+            raise ValidationError(
+                _("Entered more than once: %(addresses)s."),
+                params={"addresses": ", ".join(twice)},
+            )
+
+
+class SenderInline(admin.TabularInline):  # type: ignore[type-arg]
+    """The addresses that a credential may send as."""
+
+    model = Sender
+    formset = SenderFormSet
+    extra = 0
+    fields = ("address",)
+    verbose_name_plural = _("senders: with any listed, this account sends as no other address")
+
+
+class AccountFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
+    """Finds the same account twice among the rows of one form."""
+
+    def clean(self) -> None:
+        super().clean()
+        seen: Counter[tuple[Any, ...]] = Counter()
+        for form in self.forms:
+            if not form.has_changed() and not form.instance.pk:
+                continue
+            data = getattr(form, "cleaned_data", {})
+            if data and not data.get("DELETE"):
+                credential = form.instance
+                seen[(credential.get_scope(), credential.server_id, credential.username)] += 1
+        twice = [username for (_, _, username), times in seen.items() if times > 1]
+        if twice:
+            raise ValidationError(
+                _("The same account is entered more than once: %(accounts)s."),
+                params={"accounts": ", ".join(sorted(twice))},
+            )
+
+
+def choose_by_typing(request: HttpRequest, site: admin.AdminSite) -> tuple[str, ...]:
+    """The relations of a credential with too many rows for a list to choose from."""
+    tenants = Credential._meta.get_field("tenant").related_model
+    many = []
+    for name, model in (("tenant", tenants), ("server", MailServer)):
+        page = site._registry.get(model)
+        if (
+            page is not None
+            and page.get_search_fields(request)
+            and page.has_view_permission(request)
+            and model._base_manager.order_by()[LIST_AT_MOST : LIST_AT_MOST + 1].exists()
+        ):
+            many.append(name)
+    return tuple(many)
+
+
+class CredentialInline(admin.StackedInline):  # type: ignore[type-arg]
+    """Credentials on the page of their server or tenant.
+
+    Whoever may only add gets none: rows that exist would be shown with all their fields, and the
+    password is no field to be shown.
+    """
+
+    model = Credential
+    form = CredentialForm
+    formset = AccountFormSet
+    extra = 0
+    show_change_link = True
+    classes: Sequence[str] = ("collapse",)
+    fields = (
+        ("tenant", "server"),
+        ("username", "password"),
+        ("default_from", "priority", "is_active"),
+    )
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        # Not the field that leads back to the page itself.
+        own = "server" if self.parent_model._meta.label_lower == "mailpool.mailserver" else "tenant"
+        rows = [tuple(name for name in row if name != own) for row in self.fields]
+        if not self.has_change_permission(request, obj):
+            rows = [tuple(name for name in row if name != "password") for row in rows]
+        return [row for row in rows if row]
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_add_permission(request, obj) and self.has_change_permission(request)
+
+    def get_autocomplete_fields(self, request: HttpRequest) -> tuple[str, ...]:
+        return choose_by_typing(request, self.admin_site)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Credential]:
+        return super().get_queryset(request).select_related("server", "tenant")
+
+
+class TenantAdminMixin(SecretSubmissions):
+    """For the admin of a project's own tenant model: its mail credentials, inline.
+
+    ``class ShopAdmin(TenantAdminMixin, admin.ModelAdmin): ...``
+    """
+
+    def get_inlines(self, request: HttpRequest, obj: Any) -> list[Any]:
+        inlines: list[Any] = list(super().get_inlines(request, obj))  # type: ignore[misc]
+        return [*inlines, CredentialInline]
+
+
+@admin.register(Credential)
+class CredentialAdmin(CredentialVerification, SecretiveAdmin):
+    """A credential with its senders."""
+
+    form = CredentialForm
+    inlines = (SenderInline,)
+    list_display = ("account", "tenant", "server", "problem", "is_active", "priority")
+    ordering = ("username", "pk")
+    list_filter = ("is_active", "server")
+    list_select_related = ("server", "tenant")
+    list_per_page = 50
+    search_fields = ("username", "default_from", "senders__address", "server__name")
+    search_help_text = _("Finds usernames, senders, servers and tenants.")
+    readonly_fields = ("stored_password", "attention")
+    actions = ("activate", "deactivate")
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        may_change = (
+            self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
+        )
+        login = ["username", "password" if may_change else "stored_password"]
+        if obj and attention(obj):
+            login.append("attention")
+        return (
+            (_("Account"), {"fields": ("tenant", "server", *login)}),
+            (_("Use"), {"fields": ("default_from", "priority", "is_active")}),
+        )
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return self.readonly_fields
+
+    def get_autocomplete_fields(self, request: HttpRequest) -> tuple[str, ...]:
+        return choose_by_typing(request, self.admin_site)
+
+    def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
+        return (*super().get_search_fields(request), f"tenant__{conf.get('TENANT_SLUG_FIELD')}")
+
+    @admin.display(description=_("username"), ordering="username")
+    def account(self, credential: Credential) -> str:
+        return credential.username or gettext("(no login)")
+
+    @admin.display(description=_("password"))
+    def stored_password(self, credential: Credential) -> str:
+        """What somebody sees who may only look."""
+        if not credential.has_password:
+            return gettext("Not set")
+        when = credential.password_set_at
+        return gettext("Set on %(when)s") % {"when": _minute(when) if when else "-"}
+
+    @admin.display(description=_("needs attention"))
+    def attention(self, credential: Credential) -> str:
+        return attention(credential)
+
+    @admin.display(description=_("problem"), empty_value="")
+    def problem(self, credential: Credential) -> str:
+        if not (reason := attention(credential)):
+            return ""
+        short = gettext("does not decrypt") if credential.has_password else gettext("no password")
+        return format_html('<span title="{}">{}</span>', reason, short)
+
+    @admin.action(description=_("Activate the selected credentials"), permissions=["change"])
+    def activate(self, request: HttpRequest, queryset: QuerySet[Credential]) -> None:
+        self._set_active(request, queryset, True)
+
+    @admin.action(description=_("Deactivate the selected credentials"), permissions=["change"])
+    def deactivate(self, request: HttpRequest, queryset: QuerySet[Credential]) -> None:
+        self._set_active(request, queryset, False)
+
+    def _set_active(
+        self, request: HttpRequest, queryset: QuerySet[Credential], active: bool
+    ) -> None:
+        set_field(self, request, queryset, "is_active", active)

@@ -1,0 +1,137 @@
+"""Mail servers, with the switch, and the connections of this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Count, Q, QuerySet
+from django.http import HttpRequest
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+
+from mailpool.admin.actions import set_field
+from mailpool.admin.connections import ConnectionsPage
+from mailpool.admin.credentials import CredentialInline
+from mailpool.admin.secrecy import SecretiveAdmin
+from mailpool.admin.verify import ServerVerification
+from mailpool.models import MailServer
+
+# Accounts that are shown on their server's page.
+INLINE_AT_MOST = 20
+
+
+def accounts_url(server: MailServer) -> str:
+    """The list of a server's credentials."""
+    return f"{reverse('admin:mailpool_credential_changelist')}?server__id__exact={server.pk}"
+
+
+@admin.register(MailServer)
+class MailServerAdmin(ServerVerification, ConnectionsPage, SecretiveAdmin):
+    """One mail server: how it is reached, and whether its connections are maintained."""
+
+    change_list_template = "admin/mailpool/server_list.html"
+    inlines = (CredentialInline,)
+    # The switch early, so that it is there on a phone.
+    list_display = ("name", "maintain_connection", "address", "encryption", "tenants", "is_active")
+    list_editable = ("maintain_connection",)
+    search_fields = ("name", "host")
+    actions = ("maintain", "do_not_maintain")
+    fieldsets = (
+        (
+            _("Mail server"),
+            {
+                "fields": (
+                    "name",
+                    ("host", "port"),
+                    "security",
+                    "timeout",
+                    "ca_certificate",
+                    "is_active",
+                )
+            },
+        ),
+        (
+            _("Connections"),
+            {
+                "fields": (
+                    "maintain_connection",
+                    "max_connections",
+                    "idle_timeout",
+                    "max_lifetime",
+                    "max_messages",
+                )
+            },
+        ),
+        (
+            _("Timeouts and speed"),
+            {
+                "classes": ("collapse",),
+                "fields": ("connect_timeout", "data_timeout", "final_timeout", "single_flight"),
+            },
+        ),
+    )
+
+    def get_inlines(self, request: HttpRequest, obj: Any) -> list[Any]:
+        # A form with a hundred accounts is too large to be sent; the page links to the list then.
+        count = obj.credentials.count() if obj else 0
+        return list(self.inlines) if count <= INLINE_AT_MOST else []
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        server = kwargs.get("obj")
+        if server is not None and request.user.has_perm("mailpool.view_credential"):
+            context["accounts_url"] = accounts_url(server)
+            context["accounts"] = server.credentials.count()
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def get_urls(self) -> list[URLPattern]:
+        page = self.admin_site.admin_view(self.connections_view)
+        return [path("connections/", page, name="mailpool_connections"), *super().get_urls()]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[MailServer]:
+        queryset: QuerySet[MailServer] = super().get_queryset(request)
+        return queryset.annotate(
+            tenant_count=Count("credentials__tenant", distinct=True),
+            site_count=Count(
+                "credentials", filter=Q(credentials__tenant__isnull=True), distinct=True
+            ),
+        )
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> Any:
+        context = {"may_view_connections": self.may_view_connections(request)}
+        return super().changelist_view(request, {**context, **(extra_context or {})})
+
+    @admin.display(description=_("host"), ordering="host")
+    def address(self, server: MailServer) -> str:
+        return f"{server.host}:{server.port}"
+
+    @admin.display(description=_("security"), ordering="security")
+    def encryption(self, server: MailServer) -> str:
+        # The choice's label explains too much for a column.
+        names = {"starttls": "STARTTLS", "tls": "TLS"}
+        return names.get(server.security) or str(_("none"))
+
+    @admin.display(description=_("tenants using it"), ordering="tenant_count")
+    def tenants(self, server: MailServer) -> str:
+        count: int = server.tenant_count  # type: ignore[attr-defined]
+        site: int = server.site_count  # type: ignore[attr-defined]
+        text = f"{count} + {_('site')}" if site else str(count)
+        if not count and not site:
+            return text
+        return format_html('<a href="{}">{}</a>', accounts_url(server), text)
+
+    @admin.action(description=_("Maintain connections"), permissions=["change"])
+    def maintain(self, request: HttpRequest, queryset: QuerySet[MailServer]) -> None:
+        set_field(self, request, queryset, "maintain_connection", True)
+
+    @admin.action(
+        description=_("Do not maintain connections (open new ones at each send)"),
+        permissions=["change"],
+    )
+    def do_not_maintain(self, request: HttpRequest, queryset: QuerySet[MailServer]) -> None:
+        set_field(self, request, queryset, "maintain_connection", False)

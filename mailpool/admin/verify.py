@@ -1,0 +1,188 @@
+"""“Verify connection” and “Send test message”, as pages of their own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from django import forms
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest
+from django.http.response import HttpResponseBase
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path
+from django.utils.translation import gettext, pgettext
+from django.utils.translation import gettext_lazy as _
+
+from mailpool import verification
+from mailpool.admin.secrecy import SecretiveAdmin
+from mailpool.validators import validate_from_address
+
+
+class RecipientForm(forms.Form):
+    """To whom a test goes."""
+
+    recipient = forms.CharField(
+        label=_("Recipient"),
+        validators=[validate_from_address],
+        help_text=_("A mailbox that you can look into."),
+        widget=forms.TextInput(attrs={"class": "vTextField", "autocomplete": "email"}),
+    )
+
+
+class OptionalRecipientForm(RecipientForm):
+    """The same where the account's own address will do."""
+
+    recipient = forms.CharField(
+        label=_("Recipient"),
+        required=False,
+        validators=[validate_from_address],
+        help_text=_("Offered to the server; nothing is sent. Empty: the account's own address."),
+        widget=forms.TextInput(attrs={"class": "vTextField", "autocomplete": "email"}),
+    )
+
+
+class Verification(SecretiveAdmin):
+    """Adds the pages to a ``ModelAdmin``, behind a permission of their own."""
+
+    change_form_template = "admin/mailpool/change_form.html"
+    verify_permission = ""
+    can_send_test = False
+    has_login = False
+
+    def may_verify(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm(self.verify_permission))
+
+    def get_urls(self) -> list[URLPattern]:
+        name = f"{self.opts.app_label}_{self.opts.model_name}"
+        view = self.admin_site.admin_view
+        urls = [path("<path:object_id>/verify/", view(self.verify_view), name=f"{name}_verify")]
+        if self.can_send_test:
+            test = view(self.send_test_view)
+            urls.append(path("<path:object_id>/send-test/", test, name=f"{name}_send_test"))
+        return [*urls, *super().get_urls()]
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        context["may_verify"] = self.may_verify(request)
+        context["can_send_test"] = self.can_send_test
+        context["verify_url"] = self._url_name("verify")
+        context["send_test_url"] = self._url_name("send_test")
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    @abstractmethod
+    def verify(self, row: Any, recipient: str) -> verification.Report:
+        """Verify *row*; *recipient* is empty unless the page's form asks for one."""
+
+    def switched_off(self, row: Any) -> str:
+        """Why nothing is sent with *row* even if all goes well; empty if it is."""
+        return "" if row.is_active else gettext("This server is inactive: nothing is sent over it.")
+
+    def verify_form(self, request: HttpRequest) -> forms.Form | None:
+        """What the page asks for."""
+        return None
+
+    def verify_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
+        """The steps of a verification, run on POST."""
+        row = self._row(request, object_id)
+        form = self.verify_form(request)
+        report = None
+        if request.method == "POST" and (form is None or form.is_valid()):
+            report = self.verify(row, form.cleaned_data["recipient"] if form else "")
+            failure = report.failure
+            outcome = f"failed at “{failure.title}”" if failure else "ok"
+            self.log_change(request, row, f"Verified the connection: {outcome}.")
+        context = {
+            "form": form,
+            "report": report,
+            "has_login": self.has_login,
+            "switched_off": self.switched_off(row),
+            "title": _("Verify connection"),
+        }
+        return self._page(request, row, "admin/mailpool/verify.html", context)
+
+    def send_test_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
+        """A real message to an address of one's choice, sent on POST."""
+        row = self._row(request, object_id)
+        form = RecipientForm(request.POST if request.method == "POST" else None)
+        result = None
+        if form.is_valid():
+            recipient = form.cleaned_data["recipient"]
+            result = verification.send_test_message(row, recipient)
+            self.log_change(request, row, f"Sent a test message to {recipient}: {result.status}.")
+        context = {
+            "form": form,
+            "result": result,
+            "advice": verification.explain(result.error) if result and result.error else "",
+            "said": verification.describe_error(result.error) if result and result.error else "",
+            "outcome": _outcome_text(result.status) if result else "",
+            "title": _("Send test message"),
+        }
+        return self._page(request, row, "admin/mailpool/send_test.html", context)
+
+    def _row(self, request: HttpRequest, object_id: str) -> Any:
+        row = self.get_object(request, unquote(object_id))
+        if row is None:
+            raise Http404(gettext("There is no such entry. Perhaps it was deleted."))
+        if not self.may_verify(request) or not self.has_view_or_change_permission(request, row):
+            raise PermissionDenied
+        return row
+
+    def _page(
+        self, request: HttpRequest, row: Any, template: str, context: dict[str, Any]
+    ) -> TemplateResponse:
+        request.current_app = self.admin_site.name
+        return TemplateResponse(
+            request,
+            template,
+            {
+                **self.admin_site.each_context(request),
+                "opts": self.opts,
+                "original": row,
+                "media": self.media,
+                "change_url": self._url_name("change"),
+                **context,
+            },
+        )
+
+    def _url_name(self, page: str) -> str:
+        return f"admin:{self.opts.app_label}_{self.opts.model_name}_{page}"
+
+
+class ServerVerification(Verification):
+    """Verification of a server, as far as that goes without a login."""
+
+    verify_permission = "mailpool.verify_mailserver"
+
+    def verify(self, row: Any, recipient: str) -> verification.Report:
+        return verification.verify_server(row)
+
+
+class CredentialVerification(Verification):
+    """Verification of a credential, up to the recipient."""
+
+    verify_permission = "mailpool.verify_credential"
+    can_send_test = True
+    has_login = True
+
+    def switched_off(self, row: Any) -> str:
+        return verification.switched_off(row)
+
+    def verify_form(self, request: HttpRequest) -> forms.Form:
+        return OptionalRecipientForm(request.POST if request.method == "POST" else None)
+
+    def verify(self, row: Any, recipient: str) -> verification.Report:
+        return verification.verify_credential(row, recipient=recipient or None)
+
+
+def _outcome_text(status: str) -> str:
+    return {
+        "sent": gettext("Sent: the server took the message over."),
+        "refused": gettext("Refused: the server did not take the message."),
+        "failed": gettext("Failed: the message was not handed over."),
+        "unknown": pgettext(
+            "outcome", "Unknown: the connection was lost before the server confirmed."
+        ),
+    }[status]
