@@ -1,0 +1,150 @@
+"""``SessionParams`` is the pool's key: whatever differs in it means another session."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import fields, replace
+
+import pytest
+
+from mailpool.smtp import SessionParams, SessionPool
+from tests.scripted import ScriptedServer
+
+# One other value for each field. A new field that is missing here fails the test below.
+OTHERS = {
+    "credential_id": "mary",
+    "host": "localhost",
+    "port": None,  # another server's
+    "security": "tls",
+    "username": "Bob",
+    "password": "Secret",
+    "ca_certificate": "another",
+    "local_hostname": "other.test",
+    "timeout": 6.0,
+    "maintain_connection": False,
+    "max_connections": 4,
+    "idle_timeout": 31.0,
+    "max_lifetime": 301.0,
+    "max_messages": 101,
+    "connect_timeout": 6.0,
+    "data_timeout": 6.0,
+    "final_timeout": 6.0,
+    "single_flight": True,
+}
+
+
+@pytest.fixture
+def base():
+    with ScriptedServer() as server, ScriptedServer() as other:
+        OTHERS["port"] = other.port
+        yield SessionParams(
+            credential_id="bob",
+            host="127.0.0.1",
+            port=server.port,
+            security="plain",
+            username="bob",
+            password="secret",
+            timeout=5,
+        )
+
+
+class FakeSession:
+    """Stands for a session where only its identity matters."""
+
+    is_open = True
+    is_spent = False
+    messages = reuses = 0
+    tls_version = cipher = closed_because = id = ""
+
+    def __init__(self, params, deadline, memory):
+        self.params = params
+
+    def is_alive(self):
+        return True
+
+    def say_quit(self):
+        pass
+
+    def close(self, why="", timeout=0):
+        self.is_open = False
+
+    abort = close
+
+
+def test_every_field_is_varied():
+    assert set(OTHERS) == {field.name for field in fields(SessionParams)}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(SessionParams)])
+def test_each_field_makes_another_session(base, name):
+    pool = SessionPool(connect=FakeSession)
+    with pool.session(base) as first:
+        pass
+    with pool.session(base) as again:
+        assert again is first
+    changed = replace(base, **{name: OTHERS[name]})
+    assert changed != base
+    with pool.session(changed) as other:
+        assert other is not first
+        assert other.params == changed
+
+
+# The reuse defects that other clients shipped, each with the field that keeps it out here.
+DEFECTS = {
+    "credentials per connection (CVE-2014-0138, CVE-2014-0015, CVE-2015-3148)": "username",
+    "credentials per connection, two accounts that are alike (CVE-2026-1965)": "credential_id",
+    "password compared without case (CVE-2016-8616)": "password",
+    "account and TLS-required level (CVE-2023-27535)": "security",
+    "TLS required, clear connection reused (CVE-2026-4873)": "security",
+    "TLS settings not compared for STARTTLS (CVE-2026-8286)": "ca_certificate",
+    "issuer (CVE-2021-22924)": "ca_certificate",
+    "CA store changed (CVE-2025-14819)": "ca_certificate",
+    "IPv6 zone (CVE-2022-27775)": "host",
+    "another port of the same host": "port",
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_reuse_defect_of_others(base, defect):
+    test_each_field_makes_another_session(base, DEFECTS[defect])
+
+
+def test_no_login_is_a_key_of_its_own(base):
+    """CVE-2015-3143: a connection without a login is not one with a login."""
+    anonymous = replace(base, username="", password="")
+    pool = SessionPool(connect=FakeSession)
+    with pool.session(base) as authenticated:
+        pass
+    with pool.session(anonymous) as other:
+        assert other is not authenticated
+
+
+def test_host_is_compared_as_it_is_written(base):
+    assert replace(base, host="::1%lo") != replace(base, host="::1%eth0")
+    assert replace(base, ca_certificate="A") != replace(base, ca_certificate="a")
+
+
+def test_repr_and_pickle_show_no_password(base):
+    assert "secret" not in repr(base)
+    assert "secret" not in str(base)
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(base)
+    assert copy.copy(base) == base
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"security": "none"},
+        {"security": ""},
+        {"port": 0},
+        {"port": 65536},
+        {"host": ""},
+        {"password": ""},
+        {"username": ""},
+    ],
+)
+def test_impossible_values_are_refused(base, wrong):
+    with pytest.raises(ValueError):
+        replace(base, **wrong)

@@ -1,0 +1,223 @@
+"""Each misconfiguration has its message, and each message its cure."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from django.core import checks, mail
+from django.db import connection
+
+from mailpool.checks import BACKEND, MIDDLEWARE, check_backend, check_stored_secrets
+from mailpool.vault import generate_key
+from tests.factories import CredentialFactory
+
+KEY = generate_key()
+HAS_MAILERS = hasattr(mail, "mailers")
+
+
+def ours():
+    return [
+        message for message in checks.run_checks() if (message.id or "").startswith("mailpool.")
+    ]
+
+
+def ids():
+    found = ours()
+    assert all(message.hint for message in found)
+    return {message.id.removeprefix("mailpool.") for message in found}
+
+
+@pytest.fixture(autouse=True)
+def sound(settings, real_mail):
+    """A configuration without a fault."""
+    settings.MAILPOOL = {"ENCRYPTION_KEYS": [KEY]}
+    assert ids() == set()
+
+
+def test_a_sound_configuration_is_silent():
+    assert ours() == []
+
+
+def not_callable_here():
+    """Something that can be called, for the test of what can't."""
+
+
+SETTINGS = [
+    ("a list", ["x"], {"E001", "E012"}),
+    ("nothing", {}, {"E012"}),
+    ("unknown name", {"ENCRYPTION_KEYS": [KEY], "MAX_SESSION": 1}, {"E002"}),
+    ("text for a number", {"ENCRYPTION_KEYS": [KEY], "MAX_SESSIONS": "10"}, {"E003"}),
+    ("true for a number", {"ENCRYPTION_KEYS": [KEY], "MAX_WAITING": True}, {"E003"}),
+    ("nought sessions", {"ENCRYPTION_KEYS": [KEY], "MAX_SESSIONS": 0}, {"E003"}),
+    ("no time", {"ENCRYPTION_KEYS": [KEY], "POOL_TIMEOUT": 0}, {"E003"}),
+    ("negative pause", {"ENCRYPTION_KEYS": [KEY], "AUTH_FAILURE_PAUSE": -1}, {"E003"}),
+    ("blank in host name", {"ENCRYPTION_KEYS": [KEY], "EHLO_HOSTNAME": "a b"}, {"E004"}),
+    ("no such field", {"ENCRYPTION_KEYS": [KEY], "TENANT_SLUG_FIELD": "code"}, {"E006"}),
+    ("no such function", {"ENCRYPTION_KEYS": [KEY], "REQUEST_TENANT": "no.such"}, {"E007"}),
+    (
+        "not callable",
+        {"ENCRYPTION_KEYS": [KEY], "REQUEST_TENANT": f"{__name__}.KEY"},
+        {"E007", "W002"},
+    ),
+    (
+        "no middleware",
+        {"ENCRYPTION_KEYS": [KEY], "REQUEST_TENANT": f"{__name__}.not_callable_here"},
+        {"W002"},
+    ),
+    ("keys as text", {"ENCRYPTION_KEYS": KEY}, {"E010"}),
+    ("keys as bytes", {"ENCRYPTION_KEYS": [KEY.encode()]}, {"E010"}),
+    ("no keys", {"ENCRYPTION_KEYS": []}, {"E012"}),
+    ("empty keys", {"ENCRYPTION_KEYS": ["", " "]}, {"E012"}),
+    ("short key", {"ENCRYPTION_KEYS": ["c2hvcnQ="]}, {"E013"}),
+    ("no base64", {"ENCRYPTION_KEYS": ["not a key!"]}, {"E013"}),
+    ("key twice", {"ENCRYPTION_KEYS": [KEY, KEY]}, {"W011"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [s[1:] for s in SETTINGS], ids=[s[0] for s in SETTINGS]
+)
+def test_setting(settings, value, expected):
+    settings.MAILPOOL = value
+    assert ids() == expected
+
+
+def test_unknown_name_is_explained(settings):
+    settings.MAILPOOL = {"ENCRYPTION_KEYS": [KEY], "ENCRYPTION_KEY": [KEY]}
+    (message,) = ours()
+    assert "'ENCRYPTION_KEYS'" in message.hint
+
+
+def test_no_key_is_ever_shown(settings):
+    settings.MAILPOOL = {"ENCRYPTION_KEYS": [KEY, KEY, KEY[:20]]}
+    assert KEY[:10] not in str(ours())
+
+
+def test_middleware_without_a_function(settings):
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, MIDDLEWARE]
+    assert ids() == {"W001"}
+
+
+def test_key_that_is_secret_key(settings):
+    settings.SECRET_KEY = KEY
+    assert ids() == {"W010"}
+
+
+def test_key_file_that_can_not_be_read(settings, monkeypatch, tmp_path):
+    settings.MAILPOOL = {}
+    monkeypatch.setenv("MAILPOOL_ENCRYPTION_KEYS_FILE", str(tmp_path / "missing"))
+    assert ids() == {"E011"}
+
+
+def test_tenant_model_that_is_not_there(settings):
+    settings.MAILPOOL_TENANT_MODEL = "shop.Customer"
+    assert ids() == {"E005"}
+    settings.MAILPOOL_TENANT_MODEL = "nonsense"
+    assert ids() == {"E005"}
+
+
+@pytest.mark.skipif(HAS_MAILERS, reason="about EMAIL_BACKEND")
+def test_backend_setting(settings):
+    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    assert ids() == {"W020"}
+    settings.EMAIL_BACKEND = BACKEND
+    settings.EMAIL_HOST_PASSWORD = "x"
+    assert ids() == {"W021"}
+
+
+@pytest.mark.skipif(not HAS_MAILERS, reason="MAILERS came with Django 6.1")
+@pytest.mark.parametrize(
+    ("mailers", "expected"),
+    [
+        ({"default": {"BACKEND": "django.core.mail.backends.dummy.EmailBackend"}}, {"W020"}),
+        ({}, {"W020"}),
+        ({"a": {"BACKEND": BACKEND, "OPTIONS": {"host": "x"}}}, {"E020"}),
+        ({"a": {"BACKEND": BACKEND, "OPTIONS": {"tenant": " "}}}, {"E021"}),
+        ({"a": {"BACKEND": BACKEND, "OPTIONS": {"tenant": "x", "fail_silently": True}}}, set()),
+    ],
+)
+def test_mailers(settings, mailers, expected):
+    settings.MAILERS = mailers
+    assert ids() == expected
+
+
+@pytest.mark.django_db
+def test_secrets_under_a_key_that_is_gone(settings):
+    lost = CredentialFactory().password_ciphertext.key_id
+    settings.MAILPOOL = {"ENCRYPTION_KEYS": [generate_key()]}
+    (message,) = check_stored_secrets(databases=["default"])
+    assert message.id == "mailpool.E030"
+    assert lost in message.msg
+    assert check_stored_secrets(databases=[]) == []
+    settings.MAILPOOL = {"ENCRYPTION_KEYS": []}
+    assert check_stored_secrets(databases=["default"]) == []  # reported by another check
+
+
+@pytest.mark.django_db
+def test_database_that_is_not_migrated_yet(monkeypatch):
+    monkeypatch.setattr(connection.introspection, "table_names", list)
+    assert check_stored_secrets(databases=["default"]) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"POOL_TIMEOUT": float("nan")},
+        {"DEADLINE": float("inf")},
+        {"DEADLINE": -1},
+        {"KEEP_ORDER": "no"},
+    ],
+)
+def test_numbers_that_are_none(settings, value):
+    settings.MAILPOOL = {"ENCRYPTION_KEYS": [KEY], **value}
+    assert ids() == {"E003"}
+
+
+@pytest.mark.parametrize("field", ["is_active", "mailpool_credentials"])
+def test_slug_field_that_is_no_text(settings, field):
+    settings.MAILPOOL = {"ENCRYPTION_KEYS": [KEY], "TENANT_SLUG_FIELD": field}
+    assert ids() == {"E006"}
+
+
+def test_slug_field_that_is_not_unique(settings):
+    settings.MAILPOOL = {"ENCRYPTION_KEYS": [KEY], "TENANT_SLUG_FIELD": "name"}
+    assert ids() == {"W003"}
+
+
+@pytest.mark.skipif(not HAS_MAILERS, reason="MAILERS came with Django 6.1")
+@pytest.mark.parametrize(
+    ("mailers", "expected"),
+    [
+        ([], {"E022"}),
+        ({"default": None}, {"W020"}),
+        ({"default": {"BACKEND": BACKEND, "OPTIONS": None}}, set()),
+        ({"default": {"BACKEND": BACKEND, "OPTIONS": {"deadline": -1}}}, {"E023"}),
+        ({"default": {"BACKEND": BACKEND, "OPTIONS": {"keep_order": "no"}}}, {"E023"}),
+    ],
+)
+def test_mailers_of_odd_forms(settings, mailers, expected):
+    settings.MAILERS = mailers
+    assert {m.id.removeprefix("mailpool.") for m in check_backend(None)} == expected
+
+
+@pytest.mark.parametrize("model", ["nonsense", "shop", "swapped.Nope", "mailpool.Nope", 5, None])
+def test_tenant_model_that_is_none_in_a_process_of_its_own(model, tmp_path):
+    """It is read while models are made; nobody may get a traceback for it."""
+    code = (
+        "import sys\n"
+        "from django.conf import settings\n"
+        "from django.core.management import execute_from_command_line\n"
+        "from tests import settings as base\n"
+        "names = {n: getattr(base, n) for n in dir(base) if n.isupper()}\n"
+        f"settings.configure(**names, MAILPOOL_TENANT_MODEL={model!r})\n"
+        "execute_from_command_line(['manage.py', 'check'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ImproperlyConfigured: MAILPOOL_TENANT_MODEL is" in last
+    assert "'app_label.ModelName'" in last
