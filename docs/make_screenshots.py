@@ -1,0 +1,137 @@
+"""Takes the documentation's screenshots, from the example project, in a real browser.
+
+    python docs/make_screenshots.py [--chromium /usr/bin/chromium] [--out docs/_static/screenshots]
+
+Needs the extras ``demo`` and ``browser``, and Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+PORT = 8765
+URL = f"http://127.0.0.1:{PORT}"
+ARGUMENTS = ["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
+
+
+def start_demo(state: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """The demo with its pages, and the admin's password."""
+    environment = {**os.environ, "EXAMPLE_STATE_DIR": str(state), "COLUMNS": "96"}
+    command = [sys.executable, str(ROOT / "example_project" / "manage.py"), "demo"]
+    process = subprocess.Popen(
+        [*command, "--port", str(PORT), "--save-svg", str(state / "terminal.svg")],
+        env=environment,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if b"Ctrl-C ends" in line:
+            break
+    for _ in range(200):
+        try:
+            urllib.request.urlopen(URL)
+            break
+        except OSError:
+            if process.poll() is not None:
+                raise SystemExit("The demo ended early.") from None
+    lines = (state / ".env").read_text().splitlines()
+    return process, next(line.split("=", 1)[1] for line in lines if line.startswith("ADMIN_"))
+
+
+def log_in(page: Page, password: str) -> None:
+    page.goto(f"{URL}/admin/")
+    page.fill("#id_username", "admin")
+    page.fill("#id_password", password)
+    page.click("input[type=submit]")
+
+
+def take_all(browser: Browser, out: Path, state: Path, password: str, **look: object) -> None:
+    """Every page, once with this look (viewport, colour scheme)."""
+    context = browser.new_context(**look)  # type: ignore[arg-type]
+    page = context.new_page()
+
+    def shot(name: str) -> None:
+        page.screenshot(path=out / f"{name}.png", full_page=True)
+
+    page.goto(URL)
+    for _ in range(2):
+        page.select_option("#id_tenant", label="Bob")
+        page.click("button")
+    page.select_option("#id_tenant", label="Mary")
+    page.click("button")
+    shot("demo-page")
+    log_in(page, password)
+    shot("admin-index")
+    page.goto(f"{URL}/admin/mailpool/mailserver/")
+    shot("servers")
+    page.click("#result_list tbody th a")
+    shot("server")
+    page.click("text=Verify connection")
+    page.click(".submit-row input")
+    shot("server-verified")
+    page.goto(f"{URL}/admin/mailpool/mailserver/connections/")
+    shot("connections")
+    page.goto(f"{URL}/admin/mailpool/credential/")
+    shot("credentials")
+    page.click("#result_list tbody th a")
+    shot("credential")
+    page.click("text=Verify connection")
+    page.click(".submit-row input")
+    shot("credential-verified")
+    page.go_back()
+    page.go_back()
+    page.click("text=Send test message")
+    page.fill("#id_recipient", "you@example.com")
+    page.click(".submit-row input")
+    shot("test-message")
+    page.goto(f"{URL}/admin/mailpool/tenant/")
+    page.click("#result_list tbody th a")
+    shot("tenant")
+    page.goto(f"{URL}/admin/mailpool/mailserver/add/")
+    shot("server-add")
+    context.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chromium", default=shutil.which("chromium") or "/usr/bin/chromium")
+    parser.add_argument("--out", type=Path, default=HERE / "_static" / "screenshots")
+    parser.add_argument("--dark", action="store_true")
+    parser.add_argument("--width", type=int, default=1200)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        state = Path(folder)
+        process, password = start_demo(state)
+        browser = playwright.chromium.launch(executable_path=options.chromium, args=ARGUMENTS)
+        try:
+            page = browser.new_page(viewport={"width": 1100, "height": 600})
+            page.goto(f"file://{state / 'terminal.svg'}")
+            page.locator("svg").first.screenshot(path=options.out / "demo-terminal.png")
+            take_all(
+                browser,
+                options.out,
+                state,
+                password,
+                viewport={"width": options.width, "height": 800},
+                color_scheme="dark" if options.dark else "light",
+            )
+        finally:
+            browser.close()
+            process.terminate()
+            process.wait(20)
+
+
+if __name__ == "__main__":
+    main()
