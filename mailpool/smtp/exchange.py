@@ -413,13 +413,18 @@ class Exchange:
             attempt.error = SMTPSenderRefused(replies[0].code, replies[0].message, envelope.sender)
         elif not attempt.accepted:
             attempt.error = SMTPRecipientsRefused(attempt.refused)
-        elif go_ahead or (self._chunked and asked and replies[-1].ok):
+        elif go_ahead or (self._chunked and asked and _takes_chunk(replies[-1])):
             self._expect_silence()
             if self._chunked:
                 self._memory.single_flight = "works"
             self._ready = attempt
             return
         elif self._chunked and asked:
+            if replies[-1].ok and self._memory.single_flight == "works":
+                # Chunks are answered otherwise here: it was meant for a recipient.
+                raise _WrongCount(
+                    f"{self._params.address} sent more replies than there were commands."
+                )
             # Offered, but not taken: DATA has to do. The byte may be lying about as the beginning
             # of a command, so not on this session.
             self._memory.single_flight = "broken"
@@ -535,6 +540,11 @@ class Exchange:
         """Those whose outcome may be open, in their order."""
         turn = (self._content, self._ready, self._again, self._offered)
         return list(dict.fromkeys(attempt for attempt in turn if attempt is not None))
+
+
+def _takes_chunk(reply: Reply) -> bool:
+    """Whether it says that a chunk was taken, and not that an address was."""
+    return reply.ok and not _is_about_an_address(reply)
 
 
 def _is_about_an_address(reply: Reply) -> bool:

@@ -8,6 +8,7 @@ arrive, each once.
 from __future__ import annotations
 
 import select
+import threading
 from dataclasses import replace
 from smtplib import (
     SMTPDataError,
@@ -157,10 +158,13 @@ def arrived_on_a_fresh_session(line, victim):
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_reused_session_found_dead_at_checkout(line, ending):
     line.prepare(reused=False)
-    getattr(line.server.when("end of data", sender="neighbour-9@example.com").behaves(), ending)()
+    returned = threading.Event()
+    rule = line.server.when("end of data", sender="neighbour-9@example.com").behaves()
+    getattr(rule.waits_for(returned), ending)()
     last = Attempt(envelope("neighbour-9"))
     line.transmit(last)
     assert last.receipt is not None
+    returned.set()  # the session is in the pool
     line.wait_until_ended()
     line.begin()
     victim = line.send(reused=False)
@@ -436,3 +440,18 @@ def test_a_refused_rset_is_a_reply_too_many(line, used):
         assert line.count("victim") == 1
     else:
         arrived_on_a_fresh_session(line, victim)
+
+
+@pytest.mark.parametrize("mode", [FLIGHT], indirect=True)
+def test_a_chunk_is_not_taken_by_the_reply_to_an_address(server, params, pool):
+    """One reply too many to RCPT would pass for the chunk's, and the chunk's for the end's."""
+    params = replace(params, single_flight=True)
+    server.when("RCPT", times=1).behaves().sends(b"250 2.1.5 once more\r\n")
+    server.when("end of data", connection=1).closes()
+    victim = Attempt(envelope("victim"))
+    transmitter = Transmitter(pool)
+    transmitter.transmit({params: [victim]})
+    assert victim.receipt is not None
+    assert not victim.receipt.reused
+    assert sum(b"This is victim." in body for body in server.accepted) == 1
+    assert server.connections == 2
