@@ -1,7 +1,8 @@
 """The way of a message: resolve (database reads), transmit (network), record (database writes).
 
 Each stage is whole before the next one starts, so no connection is held while the database
-works, and no database error can pass for a mail failure.
+works, and no database error can pass for a mail failure. Messages are rendered while those
+before them are on their way.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import atexit
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice, zip_longest
 from smtplib import SMTPDataError, SMTPRecipientsRefused, SMTPResponseException, SMTPSenderRefused
 from typing import Any, Literal
 
@@ -72,6 +74,21 @@ class Job:
     error: Exception | None = None
     """Why there is nothing to transmit."""
 
+    outcome: MailpoolResult | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        return not (self.attempt or self.error or self.outcome)
+
+    def render(self) -> Attempt | None:
+        """Its bytes, on their way from now on; ``None`` where they can't be made."""
+        assert self.credential is not None
+        try:
+            self.attempt = Attempt(render(self.message, self.credential))
+        except Exception as error:
+            self.error = error
+        return self.attempt
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -110,26 +127,29 @@ def deliver(
     terms = _terms(deadline, keep_order)
     transmit = transmit or transmit_jobs
     transmitter = block or Transmitter(get_pool())
-    results: list[MailpoolResult] = []
+    jobs = [Job(message) for message in messages]
+    reported = 0
     try:
-        source = iter(messages)
-        while jobs := resolve(source, route):
+        while window := jobs[reported : reported + WINDOW_MESSAGES]:
             try:
-                transmit(jobs, transmitter, terms)
+                resolve(window, route)
+                while any(job.is_waiting for job in window):
+                    transmit(window, transmitter, terms)
+                    settle(job for job in window if not job.is_waiting)
             finally:
-                if block is None and len(results) + len(jobs) == len(messages):
+                reported += len(window)
+                if block is None and reported == len(jobs):
                     transmitter.release()  # before anybody hears of it
-                outcomes = settle(jobs)
-                results += outcomes
-                record(jobs, outcomes)
+                settle(window)
+                record(window)
     except BaseException:
         if block is None:
             transmitter.release()
         # Ctrl-C, or a time limit of a task queue: what it kept back is not lost in silence.
-        late = [Job(message) for message in messages[len(results) :]]
-        record(late, settle(late))
+        settle(jobs[reported:])
+        record(jobs[reported:])
         raise
-    return results
+    return [_outcome(job) for job in jobs]
 
 
 def _terms(deadline: float | None, keep_order: bool | None) -> Terms:
@@ -140,30 +160,17 @@ def _terms(deadline: float | None, keep_order: bool | None) -> Terms:
     )
 
 
-def resolve(messages: Iterator[EmailMessage], route: Route) -> list[Job]:
-    """Credential, connection parameters and rendered bytes of each message, or its error.
-
-    As many as fit into a window, so that it has to be called until there are no more.
-    """
+def resolve(jobs: Sequence[Job], route: Route) -> None:
+    """Credential and connection parameters of each message, or its error: all database reads."""
     params: dict[Any, SessionParams] = {}
-    jobs: list[Job] = []
-    size = 0
-    for message in messages:
-        job = Job(message)
-        jobs.append(job)
+    for job in jobs:
         try:
-            job.credential = credential = route(message)
+            job.credential = credential = route(job.message)
             if credential.pk not in params:
                 params[credential.pk] = session_params(credential)
-            envelope = render(message, credential)
-            job.attempt = Attempt(envelope)
             job.params = params[credential.pk]
-            size += envelope.size
         except Exception as error:
             job.error = error
-        if len(jobs) >= WINDOW_MESSAGES or size >= WINDOW_BYTES:
-            break
-    return jobs
 
 
 def session_params(credential: Credential) -> SessionParams:
@@ -205,39 +212,66 @@ def server_params(server: MailServer, **identity: str) -> SessionParams:
 
 
 def transmit_jobs(jobs: Sequence[Job], transmitter: Transmitter, terms: Terms) -> None:
-    """Send what could be resolved, all credentials at the same time. No database in here."""
-    groups: dict[SessionParams, list[Attempt]] = {}
+    """Send those that wait, all credentials at the same time. No database in here.
+
+    As many as may be in memory; the others still wait then.
+    """
+    groups: dict[SessionParams, list[Job]] = {}
     for job in jobs:
-        if job.params is not None and job.attempt is not None:
-            groups.setdefault(job.params, []).append(job.attempt)
-    transmitter.transmit(
-        groups,
+        if job.is_waiting and job.params is not None:
+            groups.setdefault(job.params, []).append(job)
+    width = conf.get("MAX_PARALLEL")
+    size = 0
+    with transmitter.start(
+        {params: len(group) for params, group in groups.items()},
         deadline=terms.deadline,
-        width=conf.get("MAX_PARALLEL"),
+        width=width,
         keep_order=terms.keep_order,
-    )
+    ) as sending:
+        for params, job in _in_turns(groups, width):
+            attempt = job.render()
+            sending.add(params, attempt)
+            size += attempt.envelope.size if attempt else 0
+            if size >= WINDOW_BYTES:
+                break
 
 
-def settle(jobs: Iterable[Job]) -> list[MailpoolResult]:
+def _in_turns(
+    groups: Mapping[SessionParams, Sequence[Job]], width: int
+) -> Iterator[tuple[SessionParams, Job]]:
+    """The order in which to render: for each of those that can send at a time, one each."""
+    rest = iter(groups.items())
+    while some := list(islice(rest, width)):
+        for turn in zip_longest(*(group for _, group in some)):
+            for (params, _), job in zip(some, turn, strict=True):
+                if job is not None:
+                    yield params, job
+
+
+def settle(jobs: Iterable[Job]) -> None:
     """Put each message's outcome on it. Nothing of a project's runs in here."""
-    outcomes = []
+    for job in jobs:
+        # Django's class has no such attribute; it is this backend's own.
+        job.message.mailpool_result = _outcome(job)  # type: ignore[attr-defined]
+        job.attempt = None  # its bytes are no longer needed
+
+
+def record(jobs: Iterable[Job]) -> None:
+    """Log and signal what became of each."""
     for job in jobs:
         outcome = _outcome(job)
-        # Django's class has no such attribute; it is this backend's own.
-        job.message.mailpool_result = outcome  # type: ignore[attr-defined]
-        outcomes.append(outcome)
-    return outcomes
-
-
-def record(jobs: Iterable[Job], outcomes: Iterable[MailpoolResult]) -> None:
-    """Log and signal what became of each."""
-    for job, outcome in zip(jobs, outcomes, strict=True):
         _log(outcome)
         signal = getattr(signals, f"message_{outcome.status}")
         signal.send_robust(sender=MailpoolResult, message=job.message, result=outcome)
 
 
 def _outcome(job: Job) -> MailpoolResult:
+    if job.outcome is None:
+        job.outcome = _make_outcome(job)
+    return job.outcome
+
+
+def _make_outcome(job: Job) -> MailpoolResult:
     result = MailpoolResult("failed", str(job.credential.pk) if job.credential else None)
     error = job.error
     if attempt := job.attempt:

@@ -74,9 +74,9 @@ _outboxes: list[Outbox] = []
 def _keep(jobs: Sequence[Job], transmitter: Transmitter, terms: Terms) -> None:
     outbox = _outboxes[-1]
     for job in jobs:
-        if job.credential is not None and job.attempt is not None:
-            outbox.append(CapturedMessage(job.message, job.credential, job.attempt.envelope))
-            job.attempt.receipt = Receipt("captured", False, 250, "2.0.0 captured, not sent")
+        if job.is_waiting and job.credential and (attempt := job.render()):
+            outbox.append(CapturedMessage(job.message, job.credential, attempt.envelope))
+            attempt.receipt = Receipt("captured", False, 250, "2.0.0 captured, not sent")
 
 
 class EmailBackend(backends.EmailBackend):

@@ -74,6 +74,9 @@ class Rule:
         """Do nothing until *event* is set."""
         return self._does(lambda talk: talk.wait(event))
 
+    def sets(self, event: threading.Event) -> Rule:
+        return self._does(lambda talk: event.set())
+
     def closes(self) -> Rule:
         return self._does(lambda talk: talk.close())
 

@@ -10,7 +10,7 @@ from django.core import mail
 from django.core.mail import EmailMessage, send_mail
 
 import mailpool
-from mailpool.delivery import resolve
+from mailpool.delivery import Job, resolve
 from mailpool.exceptions import NoRoute
 from mailpool.routing import Router
 from mailpool.testing import EmailBackend
@@ -62,7 +62,8 @@ def test_mail_from_threads_is_captured(db, mailpool_outbox):
     credential = CredentialFactory(tenant__slug="bob")
     message = EmailMessage("hello", "text", "bob@example.com", ["a@example.com"])
     with mailpool.use_tenant("bob"):
-        jobs = resolve(iter([message]), Router().resolve)
+        jobs = [Job(message)]
+        resolve(jobs, Router().resolve)
     thread = threading.Thread(target=EmailBackend.transmit, args=(jobs, None, None))
     thread.start()
     thread.join()

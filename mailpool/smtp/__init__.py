@@ -2,7 +2,8 @@
 
 ``params`` says how to connect and is the pool's key; ``wire`` is the socket; ``handshake`` opens a
 connection; ``session`` is an authenticated one; ``exchange`` is what is said on it to send;
-``pool`` keeps sessions; ``transmitter`` sends over them, with a ``crew`` of threads.
+``pool`` keeps sessions; ``transmitter`` is a caller's; ``sending`` is one call's messages on their
+way, by a ``crew`` of threads.
 """
 
 from mailpool.smtp.envelope import Attempt, Envelope, Receipt

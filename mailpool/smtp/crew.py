@@ -14,7 +14,8 @@ GRACE = 2.0
 
 
 class Crew:
-    """Runs tasks at the same time, the caller's own thread among the workers.
+    """Runs tasks at the same time: in helpers while the caller does something else, then in the
+    caller's own thread as well, unless there are helpers enough.
 
     So where no thread can be started (the interpreter is shutting down, a limit, a server
     without threads) everything still gets done, one after the other. A task that uses a session
@@ -28,23 +29,28 @@ class Crew:
         self._running = 0
         self._sessions: set[Session] = set()
         self._failure: BaseException | None = None
+        self._is_full = False
         self.is_stopped = False
 
-    def run(self, tasks: Sequence[Callable[[], None]], width: int) -> None:
-        """Do all *tasks*, up to *width* at a time. Raises what one of them raises."""
+    def start(self, tasks: Sequence[Callable[[], None]], width: int) -> None:
+        """Begin with *tasks*, up to *width* at a time. A single one waits for ``finish()``."""
         self._tasks.extend(tasks)
+        helpers = min(width, len(tasks))
+        if helpers < 2:
+            return
         try:
-            for _ in range(min(width, len(tasks)) - 1):
-                try:
-                    threading.Thread(target=self._help, name="mailpool-send", daemon=True).start()
-                except RuntimeError:
-                    break
+            for _ in range(helpers):
+                threading.Thread(target=self._help, name="mailpool-send", daemon=True).start()
+        except RuntimeError:
+            return
+        self._is_full = True
+
+    def finish(self) -> None:
+        """Do what is left of the tasks. Raises what one of them raises."""
+        if not self._is_full:
             self._work()
-            with self._changed:
-                self._changed.wait_for(lambda: not self._running)
-        except BaseException:
-            self._stop()
-            raise
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._running or self._tasks))
         if self._failure is not None:
             raise self._failure
 
@@ -75,12 +81,13 @@ class Crew:
                     self._changed.notify_all()
 
     def _help(self) -> None:
-        try:
-            self._work()
-        except BaseException as error:
-            self._failure = error
+        while self._tasks and not self.is_stopped:
+            try:
+                self._work()
+            except BaseException as error:
+                self._failure = error
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         """Nobody begins another message; those under way get a moment, then are cut off."""
         with self._changed:
             self.is_stopped = True

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from functools import partial
-from smtplib import SMTPConnectError
 
 from mailpool.exceptions import PoolTimeout
-from mailpool.smtp.crew import Crew
 from mailpool.smtp.envelope import Attempt, Envelope, Receipt
 from mailpool.smtp.params import SessionParams
 from mailpool.smtp.pool import SessionPool
+from mailpool.smtp.sending import Sending
 from mailpool.smtp.session import Session
-from mailpool.smtp.wire import TimedOut
-
-# Opening a connection takes about as many round trips as this many messages on an open one.
-MESSAGES_PER_SESSION = 10
 
 
 class Transmitter:
@@ -56,23 +48,29 @@ class Transmitter:
         width: int = 1,
         keep_order: bool = True,
     ) -> None:
-        """Send all attempts of all *groups*, and fill in what becomes of each.
+        """Send all attempts of all *groups*, as ``start()`` says."""
+        expected = {params: len(attempts) for params, attempts in groups.items()}
+        with self.start(expected, deadline=deadline, width=width, keep_order=keep_order) as sending:
+            for params, attempts in groups.items():
+                for attempt in attempts:
+                    sending.add(params, attempt)
 
-        Up to *width* sessions at the same time, one for each key, or without *keep_order* as many
-        as its ``max_connections`` where there is enough to send. *deadline* (monotonic, seconds)
-        bounds it: what has not begun by then fails. Raises nothing but interruptions, after which
-        no session is half used and each attempt tells how far it came.
+    def start(
+        self,
+        expected: Mapping[SessionParams, int],
+        *,
+        deadline: float | None = None,
+        width: int = 1,
+        keep_order: bool = True,
+    ) -> Sending:
+        """Begin a call: a context in which the *expected* number of attempts is added.
+
+        What becomes of each is filled in. *deadline* (monotonic, seconds) bounds it: what has not
+        begun by then fails. Raises nothing but interruptions, after which no session is half used
+        and each attempt tells how far it came.
         """
         self._is_pressed = False
-        crew = Crew()
-        tasks, extra = [], []
-        for params, attempts in groups.items():
-            waiting = deque(attempts)
-            tasks.append(partial(self._work, crew, params, waiting, deadline))
-            if not keep_order:
-                sessions = min(params.max_connections, 1 + len(attempts) // MESSAGES_PER_SESSION)
-                extra += [partial(self._assist, crew, params, waiting, deadline)] * (sessions - 1)
-        crew.run([*tasks, *extra], width)
+        return Sending(self, expected, deadline=deadline, width=width, keep_order=keep_order)
 
     def release(self, params: SessionParams | None = None) -> None:
         """Give back the sessions of *params*, or all that are held."""
@@ -84,86 +82,10 @@ class Transmitter:
                 given_back = self._held.pop(params, [])
         self._pool.release(*given_back)
 
-    def _work(
-        self, crew: Crew, params: SessionParams, waiting: deque[Attempt], deadline: float | None
-    ) -> None:
-        """Send all that waits for *params*, on one session after the other."""
-        unreachable: Exception | None = None
-        while not crew.is_stopped and (attempt := _pop(waiting)):
-            if _is_over(deadline):
-                attempt.error = attempt.stale or PoolTimeout(
-                    "The deadline passed before it was the message's turn."
-                )
-                continue
-            if unreachable is not None:
-                attempt.error = unreachable
-                continue
-            try:
-                session = self._session(params, deadline, fresh=attempt.stale is not None)
-            except (TimeoutError, TimedOut, PoolTimeout, SMTPConnectError) as error:
-                # Everything else is tried again for each message; these would take far too long,
-                # or tell a server that is overloaded the same again and again.
-                attempt.error = unreachable = error
-            except Exception as error:
-                attempt.error = error
-            else:
-                self._use(crew, session, attempt, waiting, deadline)
+    # For ``Sending``
 
-    def _assist(
-        self, crew: Crew, params: SessionParams, waiting: deque[Attempt], deadline: float | None
-    ) -> None:
-        """Help with what waits for *params*, if there is a session to be had without waiting."""
-        if not waiting:
-            return
-        try:
-            session = self._pool.acquire(params, wait=False, deadline=deadline)
-        except Exception:
-            return  # whoever does the main work will say it
-        attempt = _take_next(waiting)
-        if attempt is None:
-            self._pool.release(session)
-            return
-        self._use(crew, session, attempt, waiting, deadline)
-        self._work(crew, params, waiting, deadline)  # what its end left undone, for one
-
-    def _use(
-        self,
-        crew: Crew,
-        session: Session,
-        first: Attempt,
-        waiting: deque[Attempt],
-        deadline: float | None,
-    ) -> None:
-        """Send *first* and more of *waiting* on *session*, and put back what it leaves undone."""
-
-        def take() -> Attempt | None:
-            if not waiting or crew.is_stopped or _is_over(deadline):
-                return None
-            return _take_next(waiting) if self._pool.may_go_on(session) else None
-
-        try:
-            if crew.enter(session):
-                undone = session.transmit(first, take, deadline=deadline)
-                waiting.extendleft(reversed(undone))
-        finally:
-            crew.leave(session)
-            self._done_with(crew, session)
-
-    def _done_with(self, crew: Crew, session: Session) -> None:
-        """Hold on to it for what comes next, or let others have it.
-
-        One that the pool would close is held on to: one call opens no two of them.
-        """
-        keep = self._is_block or not session.params.maintain_connection
-        with self._lock:
-            # After an interruption nobody comes to give back what is held.
-            keep = keep and session.is_open and not (self._is_pressed or crew.is_stopped)
-            if keep:
-                self._held.setdefault(session.params, []).append(session)
-        if not keep:
-            self._pool.release(session)
-
-    def _session(self, params: SessionParams, deadline: float | None, *, fresh: bool) -> Session:
+    def session(self, params: SessionParams, deadline: float | None, *, fresh: bool) -> Session:
+        """One that is held, or one of the pool's; raises what ``SessionPool.acquire()`` raises."""
         while not fresh and (held := self._take_held(params)):
             if self._pool.may_go_on(held):
                 return held
@@ -179,6 +101,27 @@ class Transmitter:
             self.release()
             return self._pool.acquire(params, fresh=fresh, deadline=deadline)
 
+    def spare_session(self, params: SessionParams, deadline: float | None) -> Session:
+        """One that can be had without waiting for it, or ``PoolTimeout``."""
+        return self._pool.acquire(params, wait=False, deadline=deadline)
+
+    def may_go_on(self, session: Session) -> bool:
+        return self._pool.may_go_on(session)
+
+    def done_with(self, session: Session, *, is_over: bool) -> None:
+        """Hold on to it for what comes next, or let others have it.
+
+        One that the pool would close is held on to: one call opens no two of them.
+        """
+        keep = self._is_block or not session.params.maintain_connection
+        with self._lock:
+            # After an interruption nobody comes to give back what is held.
+            keep = keep and session.is_open and not (self._is_pressed or is_over)
+            if keep:
+                self._held.setdefault(session.params, []).append(session)
+        if not keep:
+            self._pool.release(session)
+
     def _take_held(self, params: SessionParams) -> Session | None:
         with self._lock:
             held = self._held.get(params)
@@ -186,23 +129,3 @@ class Transmitter:
             if not held:
                 self._held.pop(params, None)
             return session
-
-
-def _pop(waiting: deque[Attempt]) -> Attempt | None:
-    try:
-        return waiting.popleft()
-    except IndexError:  # others take from it as well
-        return None
-
-
-def _take_next(waiting: deque[Attempt]) -> Attempt | None:
-    """The next attempt, unless it has to have a fresh session."""
-    attempt = _pop(waiting)
-    if attempt is not None and attempt.stale is not None:
-        waiting.appendleft(attempt)
-        return None
-    return attempt
-
-
-def _is_over(deadline: float | None) -> bool:
-    return deadline is not None and time.monotonic() >= deadline

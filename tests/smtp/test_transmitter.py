@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from threading import Barrier, Event, get_ident
+from threading import Barrier, Event
 
 import pytest
 
@@ -146,13 +146,10 @@ def test_an_interruption_ends_what_helpers_have_under_way(monkeypatch):
         assert busy.wait(5)
         raise KeyboardInterrupt
 
-    main = get_ident()
-
-    def either():
-        return interrupt() if get_ident() == main else send()
-
+    crew.start([send, Event().is_set], 2)
     with pytest.raises(KeyboardInterrupt):
-        crew.run([either, either], 2)
+        interrupt()
+    crew.stop()
     assert session.was_cut.is_set()
     assert left.wait(5)
     assert not crew.enter(session)
@@ -160,11 +157,73 @@ def test_an_interruption_ends_what_helpers_have_under_way(monkeypatch):
 
 def test_what_a_helper_opens_after_an_interruption_is_not_held(server, params, pool):
     params = replace(params, maintain_connection=False)
-    call, crew = Transmitter(pool), Crew()
+    call = Transmitter(pool)
+    attempt = Attempt(ENVELOPE)
+    sending = call.start({params: 1})
     session = pool.acquire(params)
-    call.release()
-    crew.is_stopped = True
-    waiting = deque([Attempt(ENVELOPE)])
-    call._use(crew, session, waiting[0], waiting, None)
+    sending._crew.stop()
+    sending._use(session, attempt, sending._queues[params])
+    assert not attempt.is_settled
     assert pool.stats().open == 0
     assert server.bodies == []
+
+
+def test_an_interruption_while_messages_are_added_leaves_nobody_waiting(server, params, pool):
+    """What has left has its outcome; helpers that wait for more go home."""
+    mary = replace(params, credential_id="mary")
+    arrived = Event()
+    server.when("end of data").sets(arrived).behaves()
+    sent, never_added = Attempt(ENVELOPE), Attempt(ENVELOPE)
+    with pytest.raises(KeyboardInterrupt):
+        with Transmitter(pool).start({params: 2, mary: 1}, width=2) as sending:
+            sending.add(params, sent)
+            assert arrived.wait(5)
+            raise KeyboardInterrupt
+    helpers = [thread for thread in threading.enumerate() if thread.name == "mailpool-send"]
+    for helper in helpers:
+        helper.join(5)
+    assert not any(helper.is_alive() for helper in helpers)
+    assert sent.receipt is not None
+    assert not never_added.is_settled
+    assert pool.stats().busy == 0
+
+
+def test_messages_leave_while_others_are_still_made(server, params, pool):
+    mary = replace(params, credential_id="mary")
+    arrived = Event()
+    server.when("end of data").sets(arrived).behaves()
+    first, second = Attempt(ENVELOPE), Attempt(ENVELOPE)
+    with Transmitter(pool).start({params: 1, mary: 1}, width=2) as sending:
+        sending.add(params, first)
+        assert arrived.wait(5)  # there is no second message yet
+        sending.add(mary, second)
+    assert first.receipt
+    assert second.receipt
+
+
+def test_a_message_that_does_not_come_after_all_is_not_waited_for(params, pool):
+    mary = replace(params, credential_id="mary")
+    attempts = [Attempt(ENVELOPE), Attempt(ENVELOPE)]
+    with Transmitter(pool).start({params: 2, mary: 2}, width=2) as sending:
+        for attempt in (attempts[0], None):
+            sending.add(params, attempt)
+        sending.add(mary, attempts[1])
+    assert all(attempt.receipt for attempt in attempts)
+
+
+def test_what_fails_in_a_helper_is_raised_and_the_others_go_on(params, pool, monkeypatch):
+    mary = replace(params, credential_id="mary")
+    attempts = {params: [Attempt(ENVELOPE)], mary: [Attempt(ENVELOPE)]}
+    call = Transmitter(pool)
+    own = call.session
+
+    def session(key, deadline, *, fresh):
+        if key is params:
+            raise SystemExit
+        return own(key, deadline, fresh=fresh)
+
+    monkeypatch.setattr(call, "session", session)
+    with pytest.raises(SystemExit):
+        call.transmit(attempts, width=2)
+    assert attempts[mary][0].receipt
+    assert not attempts[params][0].is_settled

@@ -1,0 +1,194 @@
+"""``Sending``: the messages of one call on their way, while the caller still makes more of them."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from smtplib import SMTPConnectError
+from threading import Condition
+from typing import TYPE_CHECKING, Self
+
+from mailpool.exceptions import PoolTimeout
+from mailpool.smtp.crew import Crew
+from mailpool.smtp.envelope import Attempt
+from mailpool.smtp.params import SessionParams
+from mailpool.smtp.session import Session
+from mailpool.smtp.wire import TimedOut
+
+if TYPE_CHECKING:
+    from mailpool.smtp.transmitter import Transmitter
+
+# Opening a connection takes about as many round trips as this many messages on an open one.
+MESSAGES_PER_SESSION = 10
+
+# The end of a message waits for the next one, to leave together with it; no longer than this:
+# seconds. A message takes a millisecond or so to render.
+PATIENCE = 0.05
+
+
+class Queue:
+    """What waits for the sessions of one key. The caller adds, the crew takes."""
+
+    def __init__(self, expected: int) -> None:
+        self._changed = Condition()
+        self._attempts: deque[Attempt] = deque()
+        self._expected = expected
+
+    def add(self, attempt: Attempt | None) -> None:
+        """One of the expected messages; ``None`` where there is none after all."""
+        with self._changed:
+            self._expected -= 1
+            if attempt is not None:
+                self._attempts.append(attempt)
+            self._changed.notify_all()
+
+    def expect_no_more(self) -> None:
+        with self._changed:
+            self._expected = 0
+            self._changed.notify_all()
+
+    def put_back(self, attempts: Sequence[Attempt]) -> None:
+        with self._changed:
+            self._attempts.extendleft(reversed(attempts))
+            self._changed.notify_all()
+
+    def wait(self, patience: float | None = None) -> bool:
+        """Wait for a message while one may come, *patience* seconds at most: is there one?"""
+        with self._changed:
+            if not self._attempts and self._expected > 0:
+                self._changed.wait_for(lambda: self._attempts or self._expected <= 0, patience)
+            return bool(self._attempts)
+
+    def take(self, *, stale: bool = True) -> Attempt | None:
+        """The next message; without *stale*, none that has to have a fresh session."""
+        with self._changed:
+            if not self._attempts or (self._attempts[0].stale is not None and not stale):
+                return None
+            return self._attempts.popleft()
+
+
+class Sending:
+    """A context: inside, ``add()`` messages; when it is left, each has its outcome.
+
+    Up to *width* sessions at the same time, one for each key of *expected* (how many messages
+    there will be), or without *keep_order* as many as its ``max_connections`` where there is
+    enough to send. With several keys the first messages leave while the caller adds further ones.
+    """
+
+    def __init__(
+        self,
+        transmitter: Transmitter,
+        expected: Mapping[SessionParams, int],
+        *,
+        deadline: float | None,
+        width: int,
+        keep_order: bool,
+    ) -> None:
+        self._transmitter = transmitter
+        self._deadline = deadline
+        self._queues = {params: Queue(count) for params, count in expected.items()}
+        self._crew = Crew()
+        self._width = width
+        tasks: list[Callable[[], None]] = []
+        extra: list[Callable[[], None]] = []
+        for params, queue in self._queues.items():
+            tasks.append(partial(self._work, params, queue))
+            if not keep_order:
+                sessions = min(params.max_connections, 1 + expected[params] // MESSAGES_PER_SESSION)
+                extra += [partial(self._assist, params, queue)] * (sessions - 1)
+        self._tasks = [*tasks, *extra]
+
+    def add(self, params: SessionParams, attempt: Attempt | None) -> None:
+        """One of the messages that are expected for *params*, or that it won't come."""
+        self._queues[params].add(attempt)
+
+    def __enter__(self) -> Self:
+        with self._unless_interrupted():
+            self._crew.start(self._tasks, self._width)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        with self._unless_interrupted():
+            if error is not None:
+                raise error
+            self._expect_no_more()
+            self._crew.finish()
+
+    @contextmanager
+    def _unless_interrupted(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._crew.is_stopped = True  # before those who wait for messages look
+            self._expect_no_more()
+            self._crew.stop()
+            raise
+
+    def _expect_no_more(self) -> None:
+        for queue in self._queues.values():
+            queue.expect_no_more()
+
+    def _work(self, params: SessionParams, queue: Queue) -> None:
+        """Send all that comes for *params*, on one session after the other."""
+        unreachable: Exception | None = None
+        while queue.wait() and not self._crew.is_stopped:
+            attempt = queue.take()
+            if attempt is None:  # others take from it as well
+                continue
+            if self._is_over():
+                attempt.error = attempt.stale or PoolTimeout(
+                    "The deadline passed before it was the message's turn."
+                )
+                continue
+            if unreachable is not None:
+                attempt.error = unreachable
+                continue
+            try:
+                session = self._transmitter.session(
+                    params, self._deadline, fresh=attempt.stale is not None
+                )
+            except (TimeoutError, TimedOut, PoolTimeout, SMTPConnectError) as error:
+                # Everything else is tried again for each message; these would take far too long,
+                # or tell a server that is overloaded the same again and again.
+                attempt.error = unreachable = error
+            except Exception as error:
+                attempt.error = error
+            else:
+                self._use(session, attempt, queue)
+
+    def _assist(self, params: SessionParams, queue: Queue) -> None:
+        """Help with what comes for *params*, if there is a session to be had without waiting."""
+        if not queue.wait():
+            return
+        try:
+            session = self._transmitter.spare_session(params, self._deadline)
+        except Exception:
+            return  # whoever does the main work will say it
+        attempt = queue.take(stale=False)
+        if attempt is None:
+            self._transmitter.done_with(session, is_over=True)
+            return
+        self._use(session, attempt, queue)
+        self._work(params, queue)  # what its end left undone, for one
+
+    def _use(self, session: Session, first: Attempt, queue: Queue) -> None:
+        """Send *first* and more of *queue* on *session*, and put back what it leaves undone."""
+
+        def take() -> Attempt | None:
+            queue.wait(PATIENCE)
+            if self._crew.is_stopped or self._is_over() or not self._transmitter.may_go_on(session):
+                return None
+            return queue.take(stale=False)
+
+        try:
+            if self._crew.enter(session):
+                queue.put_back(session.transmit(first, take, deadline=self._deadline))
+        finally:
+            self._crew.leave(session)
+            self._transmitter.done_with(session, is_over=self._crew.is_stopped)
+
+    def _is_over(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline
