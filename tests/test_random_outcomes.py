@@ -126,7 +126,8 @@ def play(random, start, pipelining, single_flight):
             # In single flight the replies before it may be what is missing, or can't be read;
             # and where replies are one too many, nobody can tell which is which.
             cause = attempt.error.__cause__
-            unclear = single_flight and isinstance(cause, NotSMTP | TimedOut)
+            some_missing = len(attempt.replies) < len(attempt.envelope.recipients) + 1
+            unclear = single_flight and (some_missing or isinstance(cause, NotSMTP | TimedOut))
             if "can't be told" in str(attempt.error):
                 outcomes["can't be told"] += 1
             else:

@@ -121,6 +121,7 @@ class Exchange:
         except _Goodbye as goodbye:
             self._session.abort(f"the server said {goodbye}")
             self._settle_goodbye()
+            self._disbelieve(self._ended, f"The server said {goodbye}.")
             for attempt in self._suspects:
                 self._disbelieve(attempt, f"The server said {goodbye}.", even_enhanced=True)
             return []
@@ -504,8 +505,9 @@ class Exchange:
         finally:
             self._session.abort(str(error))
         self._settle_unknown(str(error), error)
+        # Where replies are missing, the first one may have been swallowed as well as the last.
+        self._disbelieve(self._ended, str(error))
         if isinstance(error, _WrongCount):
-            self._disbelieve(self._ended, str(error))
             # In single flight each reply of the message may have been taken for the next one.
             self._disbelieve(self._offered, str(error), even_enhanced=True)
         for attempt in self._suspects:

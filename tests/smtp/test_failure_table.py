@@ -455,3 +455,16 @@ def test_a_chunk_is_not_taken_by_the_reply_to_an_address(server, params, pool):
     assert not victim.receipt.reused
     assert sum(b"This is victim." in body for body in server.accepted) == 1
     assert server.connections == 2
+
+
+@pytest.mark.parametrize("mode", ["batched"], indirect=True)
+@pytest.mark.parametrize("patience", [{"timeout": 0.5, "final_timeout": 0.5}], indirect=True)
+@pytest.mark.usefixtures("used")
+def test_the_next_messages_refusal_is_not_taken_for_a_swallowed_answer(line):
+    """The message was accepted, and told nobody; the 550 is about the next sender."""
+    line.server.when("end of data", sender=VICTIM).swallows()
+    line.server.when("MAIL", sender="refused@example.com").says("550 5.1.0 no such sender")
+    victim, refused = Attempt(envelope("victim")), Attempt(envelope("refused"))
+    line.transmit(victim, refused)
+    assert isinstance(victim.error, DeliveryUnknown)
+    assert line.count("victim") == 1
