@@ -303,7 +303,12 @@ class Credential(models.Model):
         help_text=_("Empty: the server is used without a login."),
     )
     password = EncryptedTextField(
-        _("password"), blank=True, default="", changed_at="password_set_at"
+        _("password"),
+        blank=True,
+        default="",
+        changed_at="password_set_at",
+        # Whoever can redirect it, by an edit or by SQL, gets an error and not the password.
+        bound_to=("tenant_id", "server__host", "server__port", "server__security"),
     )
     password_set_at = models.DateTimeField(
         _("password set on"), null=True, blank=True, editable=False

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.apps import apps
-from django.db import models
+from django.db import models, router, transaction
+from django.db.models.functions import Substr
 
 from mailpool.exceptions import SecretError
 from mailpool.vault import EncryptedTextField, Sealed, get_keyring
+from mailpool.vault.keyring import KEY_ID_AT, KEY_ID_LENGTH
 
+# Rows that are read and committed together: an interruption loses no more than that work, and
+# nobody who sets a password waits for longer.
 BATCH = 500
 
 
@@ -37,67 +41,100 @@ def encrypted_fields() -> list[tuple[type[models.Model], EncryptedTextField]]:
     ]
 
 
-def secrets() -> Iterator[tuple[EncryptedTextField, models.Model]]:
-    """All rows that hold a secret, with the field; read in batches, oldest key first to last."""
-    for model, found in encrypted_fields():
-        rows = model._base_manager.order_by("pk").only("pk", found.name)
-        last: Any = None
-        while batch := list((rows if last is None else rows.filter(pk__gt=last))[:BATCH]):
-            for row in batch:
-                if getattr(row, found.attname):
-                    yield found, row
-            last = batch[-1].pk
+def rows(model: type[models.Model], found: EncryptedTextField) -> models.QuerySet[Any]:
+    """The rows of *model* with a secret in *found*, by key, with what opening them needs.
+
+    Each has the id of its secret's key as ``sealed_with``.
+    """
+    key_id = Substr(found.name, KEY_ID_AT, KEY_ID_LENGTH, output_field=models.CharField())
+    queryset: models.QuerySet[Any] = model._base_manager.annotate(sealed_with=key_id)
+    relations = {lookup.rpartition("__")[0] for lookup in found.bound_to if "__" in lookup}
+    if relations:
+        queryset = queryset.select_related(*relations)
+    return queryset.exclude(**{found.name: Sealed("")}).order_by("pk")
+
+
+def batches(queryset: models.QuerySet[Any]) -> Iterator[list[Any]]:
+    """All rows of *queryset*, which is in the order of its keys, a few hundred at a time."""
+    last: Any = None
+    while batch := list((queryset if last is None else queryset.filter(pk__gt=last))[:BATCH]):
+        yield batch
+        last = batch[-1].pk
 
 
 def key_usage() -> Counter[str]:
     """Key id → how many secrets are under it. ``""`` counts what has not even a key id."""
     usage: Counter[str] = Counter()
-    for found, row in secrets():
-        usage[Sealed(getattr(row, found.attname)).key_id] += 1
+    for model, found in encrypted_fields():
+        counted = (
+            rows(model, found)
+            .order_by()
+            .values("sealed_with")
+            .annotate(count=models.Count("pk"))
+            .values_list("sealed_with", "count")
+        )
+        for key_id, count in counted:
+            usage[key_id if Sealed.is_key_id(key_id) else ""] += count
     return usage
 
 
 def unreadable() -> list[str]:
     """The places whose secret does not open, whatever the reason."""
     places = []
-    for found, row in secrets():
-        try:
-            found.open(row)
-        except SecretError:
-            places.append(f"{row} ({found.place(row)})")
+    for model, found in encrypted_fields():
+        for batch in batches(rows(model, found)):
+            for row in batch:
+                try:
+                    found.open(row)
+                except SecretError:
+                    places.append(_describe(found, row))
     return places
 
 
 def rotate(
-    *, dry_run: bool = False, progress: Callable[[int], None] = lambda done: None
+    *, dry_run: bool = False, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Rotation:
     """Rewrite what is not under the newest key yet.
 
     Each row is swapped only if it still holds what was read, so a password that is changed at
     the same moment is never lost; interrupted, it goes on where it was when run again.
     Raises ``SecretError`` where no key is configured. *progress* is called with the number of
-    secrets seen.
+    secrets seen, and with how many there were to see.
     """
-    keyring = get_keyring()
-    result = Rotation(keyring.newest)
-    for number, (found, row) in enumerate(secrets(), start=1):
-        progress(number)
-        stored = Sealed(getattr(row, found.attname))
-        if stored.key_id == result.newest:
-            result.current += 1
-            continue
-        place = found.place(row)
-        try:
-            plain = keyring.open(stored, place)
-        except SecretError:
-            result.unreadable.append(f"{row} ({place})")
-            continue
-        if dry_run:
-            result.rewritten += 1
-            continue
-        unchanged = type(row)._base_manager.filter(pk=row.pk, **{found.name: stored})
-        if unchanged.update(**{found.name: keyring.seal(plain, place)}):
-            result.rewritten += 1
-        else:
-            result.changed_meanwhile += 1
+    result = Rotation(get_keyring().newest)
+    usage = key_usage()
+    result.current = usage.pop(result.newest, 0)
+    done, total = 0, usage.total()
+    for model, found in encrypted_fields():
+        for batch in batches(rows(model, found).exclude(sealed_with=result.newest)):
+            swaps = []
+            for row in batch:
+                try:
+                    swaps.append((row, found.seal(row, found.open(row))))
+                except SecretError:
+                    result.unreadable.append(_describe(found, row))
+            swapped = len(swaps) if dry_run else swap(found, swaps)
+            result.rewritten += swapped
+            result.changed_meanwhile += len(swaps) - swapped
+            done += len(batch)
+            progress(done, total)
     return result
+
+
+def swap(found: EncryptedTextField, swaps: list[tuple[Any, Sealed]]) -> int:
+    """Give each row its new ciphertext if it still holds the one that was read. How many did."""
+    swapped = 0
+    if not swaps:
+        return 0
+    model = type(swaps[0][0])
+    with transaction.atomic(using=router.db_for_write(model)):
+        for row, sealed in swaps:
+            unchanged = model._base_manager.filter(
+                pk=row.pk, **{found.name: Sealed(getattr(row, found.attname))}
+            )
+            swapped += unchanged.update(**{found.name: sealed})
+    return swapped
+
+
+def _describe(found: EncryptedTextField, row: Any) -> str:
+    return f"{row} ({found.place(row)})"

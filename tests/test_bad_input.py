@@ -81,7 +81,7 @@ def test_ciphertext_moved_between_rows(bob, mail_host, make_credential, nothing_
         cursor.execute(
             f"UPDATE {table} SET password = %s WHERE username = %s", [stored["bob"], "mary"]
         )
-    fails(exceptions.SecretError, "written for another row", message("mary"))
+    fails(exceptions.SecretError, "entered for another row", message("mary"))
     assert mary.tenant.slug == "mary"
 
 

@@ -162,6 +162,7 @@ def test_rotation_rewrites_all_and_can_be_run_again(old_secrets, monkeypatch):
 
 
 def test_rotation_goes_on_where_it_was_interrupted(old_secrets, monkeypatch):
+    monkeypatch.setattr(rotation, "BATCH", 2)
     original, calls = Keyring.seal, []
 
     def seal(self, *args):
@@ -182,8 +183,8 @@ def test_password_that_is_changed_in_the_same_moment_is_not_lost(old_secrets, mo
     """Between the rotation's reading and writing of a row, somebody sets its password."""
     original, changed = Keyring.open, []
 
-    def open_and_change(self, sealed, place):
-        plain = original(self, sealed, place)
+    def open_and_change(self, sealed, place, *args, **kwargs):
+        plain = original(self, sealed, place, *args, **kwargs)
         if not changed:
             changed.append(place)
             row = Credential.objects.get(pk=place.split(":")[1])

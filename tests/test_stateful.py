@@ -69,7 +69,14 @@ class Mail(RuleBasedStateMachine):
             credential = CredentialFactory(
                 tenant=TenantFactory(slug=slug), server=servers[0], username=slug, password="first"
             )
-            self.rights[slug] = {"pk": credential.pk, "active": True, "right": True, "host": 0}
+            self.rights[slug] = {
+                "pk": credential.pk,
+                "active": True,
+                "password": "first",
+                "right": True,  # it is what the hosts know
+                "host": 0,
+                "entered_for": 0,  # the host that it was entered for, and opens for
+            }
 
     def teardown(self):
         mailpool.close_connections()
@@ -118,10 +125,12 @@ class Mail(RuleBasedStateMachine):
         if not keep_old_password:
             self.password(slug, password)
         self.rights[slug]["right"] = not keep_old_password
+        self.rights[slug]["password"] = password
+        self.rights[slug]["entered_for"] = self.rights[slug]["host"]
 
     @rule(slug=who)
     def provider_learns_the_password(self, slug):
-        self.password(slug, str(Credential.objects.get(pk=self.rights[slug]["pk"]).password))
+        self.password(slug, self.rights[slug]["password"])
         delivery.get_pool().forgive(str(self.rights[slug]["pk"]))
         self.rights[slug]["right"] = True
 
@@ -141,7 +150,8 @@ class Mail(RuleBasedStateMachine):
             row.save()
 
     @rule(slug=who, server=st.integers(0, 1))
-    def change_server(self, slug, server):
+    def redirect(self, slug, server):
+        """Past every form: what was entered for one host is not presented to another one."""
         pk = self.rights[slug]["pk"]
         Credential.objects.filter(pk=pk).update(server_id=self.servers[server])
         self.rights[slug]["host"] = server
@@ -157,7 +167,7 @@ class Mail(RuleBasedStateMachine):
     @rule(slug=who)
     def fork_and_send_in_the_child(self, slug):
         rights = self.rights[slug]
-        if not rights["right"]:
+        if not rights["right"] or not opens(rights):
             return
         params = delivery.session_params(
             Credential.objects.select_related("server").get(pk=rights["pk"])
@@ -224,13 +234,18 @@ class Mail(RuleBasedStateMachine):
             if result.status == "sent":
                 assert rights["active"]
                 assert rights["right"]
+                assert opens(rights)
                 self.sent[message.subject] = (message.tenant, rights["host"])
             else:
                 # Only a reason of its own keeps a message back, never another tenant's.
-                assert not (rights["active"] and rights["right"]), result
+                assert not (rights["active"] and rights["right"] and opens(rights)), result
                 if not rights["active"]:
                     assert isinstance(result.error, MailpoolError)
                 assert result.status == "failed"
+
+
+def opens(rights):
+    return rights["host"] == rights["entered_for"]
 
 
 def _content(subject):

@@ -18,7 +18,7 @@ from django.forms.models import model_to_dict
 
 from mailpool import conf, rotation
 from mailpool.exceptions import SecretError
-from mailpool.models import Credential
+from mailpool.models import Credential, MailServer
 from mailpool.vault import Keyring, Sealed, generate_key, get_keyring
 from tests.factories import CredentialFactory
 
@@ -261,3 +261,90 @@ class TestField:
                     unique_fields=["scope", "server", "username"],
                 )
         assert Credential.objects.get().password == "first"
+
+
+# What a secret was entered for
+
+
+def sql(table, column, value, pk):
+    with connection.cursor() as cursor:
+        cursor.execute(f"UPDATE {table} SET {column} = %s WHERE id = %s", [value, pk])
+
+
+@pytest.mark.django_db
+class TestUse:
+    @pytest.fixture
+    def credential(self):
+        return CredentialFactory(password="secret", server__port=587)
+
+    def opens(self, credential):
+        fresh = Credential.objects.get(pk=credential.pk)
+        try:
+            return fresh.password == "secret"
+        except SecretError as error:
+            assert "tenant or host or port or security" in str(error)
+            return False
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [("host", "smtp.attacker.example"), ("port", 2525), ("security", "tls")],
+    )
+    @pytest.mark.parametrize("how", ["save", "update", "SQL"])
+    def test_does_not_open_for_another_server_address(self, credential, field, value, how):
+        server = credential.server
+        before = getattr(server, field)
+        assert self.opens(credential)
+        if how == "save":
+            setattr(server, field, value)
+            server.save()
+        elif how == "update":
+            MailServer.objects.update(**{field: value})
+        else:
+            sql("mailpool_mailserver", field, value, key_of(server))
+        assert not self.opens(credential)
+        MailServer.objects.update(**{field: before})
+        assert self.opens(credential)
+
+    @pytest.mark.parametrize("column", ["server", "tenant"])
+    @pytest.mark.parametrize("how", ["save", "SQL"])
+    def test_does_not_open_for_another_server_or_tenant(self, credential, column, how):
+        other = CredentialFactory(server__host="other.example.com")
+        if how == "save":
+            setattr(credential, column, getattr(other, column))
+            credential.save()
+        else:
+            key = key_of(getattr(other, column))
+            sql("mailpool_credential", f"{column}_id", key, key_of(credential))
+        assert not self.opens(credential)
+
+    def test_a_tenants_secret_is_not_the_sites(self, credential):
+        sql("mailpool_credential", "tenant_id", None, key_of(credential))
+        assert not self.opens(credential)
+
+    def test_other_changes_leave_it_alone(self, credential):
+        MailServer.objects.update(name="renamed", timeout=5, maintain_connection=False)
+        credential.username = "renamed"
+        credential.save()
+        assert self.opens(credential)
+
+    def test_entered_again_it_opens(self, credential):
+        MailServer.objects.update(host="moved.example.com")
+        credential = Credential.objects.get()
+        credential.password = "secret"
+        credential.save()
+        assert self.opens(credential)
+
+    def test_spelling_of_keys_does_not_matter(self, credential):
+        """A key and a port that were given as text are the same that the database gives back."""
+        row = Credential(
+            tenant_id=str(credential.tenant_id),
+            server=MailServer.objects.create(name="text", host="x.example.com", port="587"),
+            username="u",
+            password="secret",
+        )
+        row.save()
+        assert self.opens(row)
+
+
+def key_of(row):
+    return row._meta.pk.get_db_prep_value(row.pk, connection)

@@ -80,14 +80,14 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
         elif cleaned is not None and self._goes_elsewhere() and not cleaned.get("password"):
             self.add_error(
                 "password",
-                _("Enter the password again: the stored one was not entered for that server."),
+                _("Enter the password again: the stored one is for the account as it was."),
             )
         return cleaned
 
     def _goes_elsewhere(self) -> bool:
-        """Whether a stored password would be presented to another server than until now."""
+        """Whether it is to be another tenant's, or for another server: the password stays behind."""
         stored = self.instance.has_password and not self.instance._state.adding
-        return stored and "server" in self.changed_data
+        return stored and not {"server", "tenant"}.isdisjoint(self.changed_data)
 
 
 def _minute(when: datetime) -> str:

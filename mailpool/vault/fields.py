@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from django import forms
@@ -79,6 +81,18 @@ def _no_lookups(field: Any) -> FieldError:
     return FieldError(f"{field.name!r} is encrypted: rows can't be filtered or compared by it.")
 
 
+def _value(instance: Any, lookup: str) -> str | None:
+    """The value that *lookup* leads to, the same however it is spelled in memory."""
+    *path, name = lookup.split("__")
+    for step in path:
+        instance = getattr(instance, step)
+    field = instance._meta.get_field(name)
+    value = getattr(instance, name)
+    # A key may have been given as text, and a port.
+    value = getattr(field, "target_field", field).to_python(value)
+    return None if value is None else str(value)
+
+
 class EncryptedQuerySet(models.QuerySet[Any]):
     """For models with encrypted fields: ``update()`` writes ciphertext into them or nothing.
 
@@ -103,7 +117,7 @@ class EncryptedQuerySet(models.QuerySet[Any]):
 
 
 class EncryptedTextField(models.TextField):  # type: ignore[type-arg]
-    """Text under AES-256-GCM, bound to model, field and row.
+    """Text under AES-256-GCM, bound to model, field and row, and to what it is for.
 
     ``instance.password`` is the plain text as a ``Secret`` (decrypted when it is read;
     ``SecretError`` if it does not open), ``instance.password_ciphertext`` what is stored. As with
@@ -114,18 +128,29 @@ class EncryptedTextField(models.TextField):  # type: ignore[type-arg]
     as the admin does with new rows that have inlines.
 
     *changed_at* names a ``DateTimeField`` that is to hold when the secret was last set.
+    *bound_to* names what the secret was entered for, as lookups (``server__host``): where one of
+    these values is another one than when the row was saved with the secret, it does not open.
     """
 
     descriptor_class = _Stored
 
-    def __init__(self, *args: Any, changed_at: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        changed_at: str | None = None,
+        bound_to: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
         self.changed_at = changed_at
+        self.bound_to = tuple(bound_to)
         super().__init__(*args, **kwargs)
 
     def deconstruct(self) -> tuple[str, str, Any, Any]:
         name, path, args, kwargs = super().deconstruct()
         if self.changed_at:
             kwargs["changed_at"] = self.changed_at
+        if self.bound_to:
+            kwargs["bound_to"] = self.bound_to
         return name, path, args, kwargs
 
     def get_attname(self) -> str:
@@ -144,8 +169,16 @@ class EncryptedTextField(models.TextField):  # type: ignore[type-arg]
         setattr(cls, name, _Decrypting(self.open, self._write))
 
     def place(self, instance: Any) -> str:
-        """What a secret of *instance* is bound to, and what errors call it."""
+        """Where a secret of *instance* belongs, and what errors call it."""
         return f"{instance._meta.label_lower}.{self.name}:{instance.pk}"
+
+    def use(self, instance: Any) -> str:
+        """What a secret of *instance* is for: the values of *bound_to*, in a form of their own."""
+        return json.dumps([_value(instance, lookup) for lookup in self.bound_to])
+
+    def seal(self, instance: Any, secret: str) -> Sealed:
+        """*secret* as the database is to hold it for *instance*."""
+        return get_keyring().seal(secret, self.place(instance), self.use(instance))
 
     def is_pending(self, instance: Any) -> bool:
         """Whether *instance*'s secret was set and is not saved yet."""
@@ -162,7 +195,15 @@ class EncryptedTextField(models.TextField):  # type: ignore[type-arg]
             pending: Secret = instance.__dict__[self.pending_attname]
             return pending
         stored = getattr(instance, self.attname)
-        return get_keyring().open(stored, self.place(instance)) if stored else Secret("")
+        if not stored:
+            return Secret("")
+        names = [lookup.rpartition("__")[2].removesuffix("_id") for lookup in self.bound_to]
+        return get_keyring().open(
+            stored,
+            self.place(instance),
+            self.use(instance),
+            meaning=" or ".join(names) or "use",
+        )
 
     def _write(self, instance: Any, value: str | None) -> None:
         if isinstance(value, Sealed):
@@ -177,7 +218,7 @@ class EncryptedTextField(models.TextField):  # type: ignore[type-arg]
             secret = self.open(model_instance)
             if secret and model_instance.pk is None:
                 raise SecretError(f"{self.name!r} needs a row that has its key before it is saved.")
-            sealed = get_keyring().seal(secret, self.place(model_instance)) if secret else ""
+            sealed = self.seal(model_instance, secret) if secret else ""
             setattr(model_instance, self.attname, sealed)
         return getattr(model_instance, self.attname)
 

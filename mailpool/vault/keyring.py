@@ -21,6 +21,9 @@ VERSION = "1"
 KEY_BYTES = 32
 NONCE_BYTES = 12
 
+# Where the id of the key stands in what is stored, counted from 1 as databases do.
+KEY_ID_AT, KEY_ID_LENGTH = 3, 8
+
 _SEALED = re.compile(r"(?P<version>1)\$(?P<key_id>[0-9a-f]{8})\$(?P<body>[A-Za-z0-9_-]{38,}=*)")
 
 
@@ -33,6 +36,11 @@ class Sealed(str):
     def looks_like(cls, text: str) -> bool:
         """Whether *text* has the form of a sealed secret (which says nothing of its key)."""
         return _SEALED.fullmatch(text) is not None
+
+    @staticmethod
+    def is_key_id(text: str) -> bool:
+        """Whether *text* has the form of a key's id."""
+        return re.fullmatch(r"[0-9a-f]{8}", text) is not None
 
     @property
     def key_id(self) -> str:
@@ -93,17 +101,21 @@ class Keyring:
             )
         return self.key_ids[0]
 
-    def seal(self, plaintext: str, place: str) -> Sealed:
-        """Encrypt *plaintext* with the newest key, so that it opens only for *place*."""
+    def seal(self, plaintext: str, place: str, use: str = "") -> Sealed:
+        """Encrypt *plaintext* with the newest key, so that it opens only in *place* for *use*."""
         newest = self.newest
         nonce = os.urandom(NONCE_BYTES)
         body = self._ciphers[newest].encrypt(
-            nonce, plaintext.encode(), _bound(VERSION, newest, place)
+            nonce, plaintext.encode(), _bound(VERSION, newest, place, use)
         )
         return Sealed(f"{VERSION}${newest}${base64.urlsafe_b64encode(nonce + body).decode()}")
 
-    def open(self, sealed: str, place: str) -> Secret:
-        """Decrypt *sealed*. ``SecretError`` unless its key is known and it belongs to *place*."""
+    def open(self, sealed: str, place: str, use: str = "", *, meaning: str = "use") -> Secret:
+        """Decrypt *sealed*; *place* and *use* are those that it was sealed for.
+
+        ``SecretError`` where they are others, or its key is not known. *meaning* is what its text
+        calls the use.
+        """
         match = _SEALED.fullmatch(sealed)
         if match is None:
             raise SecretError(f"The stored secret of {place} is damaged. Enter it again.")
@@ -120,19 +132,19 @@ class Keyring:
             plain = cipher.decrypt(
                 data[:NONCE_BYTES],
                 data[NONCE_BYTES:],
-                _bound(match["version"], match["key_id"], place),
+                _bound(match["version"], match["key_id"], place, use),
             )
         except (InvalidTag, binascii.Error, ValueError):
             raise SecretError(
-                f"The stored secret of {place} does not open: it was altered, or it was written "
-                "for another row. Enter it again."
+                f"The stored secret of {place} does not open: it was altered, or it was entered "
+                f"for another row or another {meaning}. Enter it again."
             ) from None
         return Secret(plain.decode())
 
 
-def _bound(version: str, key: str, place: str) -> bytes:
-    """The associated data: a ciphertext is worthless anywhere else than in its own place."""
-    return f"mailpool\0{version}\0{key}\0{place}".encode()
+def _bound(version: str, key: str, place: str, use: str) -> bytes:
+    """The associated data: a ciphertext is worthless in another place or for another use."""
+    return f"mailpool\0{version}\0{key}\0{place}\0{use}".encode()
 
 
 @lru_cache(maxsize=8)

@@ -41,6 +41,5 @@ class Command(MailpoolCommand):
                 self.stdout.write(f"Does not open with any key: {place}")
         self.exit_with(bool(result.unreadable))
 
-    def _progress(self, done: int) -> None:
-        if done % 100 == 0:
-            self.progress(f"{done} secrets")
+    def _progress(self, done: int, total: int) -> None:
+        self.progress(f"{done} of {total} secrets")
