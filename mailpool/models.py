@@ -200,6 +200,7 @@ class MailServer(models.Model):
         verbose_name_plural = _("mail servers")
         permissions: ClassVar = [
             ("verify_mailserver", "Can verify the connection to a mail server"),
+            ("move_mailserver", "Can have stored passwords presented to another host"),
             ("view_connections", "Can view open connections"),
             ("close_connections", "Can close open connections"),
         ]

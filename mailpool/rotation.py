@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,7 +113,7 @@ def rotate(
                     swaps.append((row, found.seal(row, found.open(row))))
                 except SecretError:
                     result.unreadable.append(_describe(found, row))
-            swapped = len(swaps) if dry_run else swap(found, swaps)
+            swapped = len(swaps if dry_run else swap(found, swaps))
             result.rewritten += swapped
             result.changed_meanwhile += len(swaps) - swapped
             done += len(batch)
@@ -121,18 +121,18 @@ def rotate(
     return result
 
 
-def swap(found: EncryptedTextField, swaps: list[tuple[Any, Sealed]]) -> int:
-    """Give each row its new ciphertext if it still holds the one that was read. How many did."""
-    swapped = 0
+def swap(found: EncryptedTextField, swaps: Sequence[tuple[Any, Sealed]]) -> set[Any]:
+    """Give each row its new ciphertext if it still holds what was read. The keys of those."""
     if not swaps:
-        return 0
+        return set()
     model = type(swaps[0][0])
+    swapped = set()
     with transaction.atomic(using=router.db_for_write(model)):
         for row, sealed in swaps:
-            unchanged = model._base_manager.filter(
-                pk=row.pk, **{found.name: Sealed(getattr(row, found.attname))}
-            )
-            swapped += unchanged.update(**{found.name: sealed})
+            read = Sealed(getattr(row, found.attname))
+            unchanged = model._base_manager.filter(pk=row.pk, **{found.name: read})
+            if unchanged.update(**{found.name: sealed}):
+                swapped.add(row.pk)
     return swapped
 
 

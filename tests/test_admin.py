@@ -362,8 +362,8 @@ def test_password_over_clear_text(admin):
     data = server_data(security="plain", **inline("credentials", row))
     assert "in clear text" in errors(admin.post(f"{SERVERS}add/", data))
     used = CredentialFactory().server
-    url = f"{SERVERS}{used.pk}/change/"
-    assert "in clear text" in errors(admin.post(url, server_data(security="plain")))
+    data = {"host": used.host, "port": used.port, "security": "plain"}
+    assert "in clear text" in admin.post(f"{SERVERS}{used.pk}/move/", data).content.decode()
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
         return cleaned
 
     def _goes_elsewhere(self) -> bool:
-        """Whether it is to be another tenant's, or for another server: the password stays behind."""
+        """Whether it is to be another tenant's or for another server; the password stays behind."""
         stored = self.instance.has_password and not self.instance._state.adding
         return stored and not {"server", "tenant"}.isdisjoint(self.changed_data)
 

@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from mailpool.admin.actions import set_field
 from mailpool.admin.connections import ConnectionsPage
 from mailpool.admin.credentials import CredentialInline
+from mailpool.admin.moving import MovePage
 from mailpool.admin.secrecy import SecretiveAdmin
 from mailpool.admin.verify import ServerVerification
 from mailpool.models import MailServer
@@ -28,7 +29,7 @@ def accounts_url(server: MailServer) -> str:
 
 
 @admin.register(MailServer)
-class MailServerAdmin(ServerVerification, ConnectionsPage, SecretiveAdmin):
+class MailServerAdmin(ServerVerification, MovePage, ConnectionsPage, SecretiveAdmin):
     """One mail server: how it is reached, and whether its connections are maintained."""
 
     change_list_template = "admin/mailpool/server_list.html"

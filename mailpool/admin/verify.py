@@ -6,17 +6,14 @@ from abc import abstractmethod
 from typing import Any
 
 from django import forms
-from django.contrib.admin.utils import unquote
-from django.core.exceptions import PermissionDenied
-from django.http import Http404, HttpRequest
+from django.http import HttpRequest
 from django.http.response import HttpResponseBase
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.translation import gettext, pgettext
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import verification
-from mailpool.admin.secrecy import SecretiveAdmin
+from mailpool.admin.pages import OwnPages
 from mailpool.validators import validate_from_address
 
 
@@ -43,10 +40,9 @@ class OptionalRecipientForm(RecipientForm):
     )
 
 
-class Verification(SecretiveAdmin):
+class Verification(OwnPages):
     """Adds the pages to a ``ModelAdmin``, behind a permission of their own."""
 
-    change_form_template = "admin/mailpool/change_form.html"
     verify_permission = ""
     can_send_test = False
     has_login = False
@@ -68,8 +64,8 @@ class Verification(SecretiveAdmin):
     ) -> Any:
         context["may_verify"] = self.may_verify(request)
         context["can_send_test"] = self.can_send_test
-        context["verify_url"] = self._url_name("verify")
-        context["send_test_url"] = self._url_name("send_test")
+        context["verify_url"] = self.url_name("verify")
+        context["send_test_url"] = self.url_name("send_test")
         return super().render_change_form(request, context, *args, **kwargs)
 
     @abstractmethod
@@ -86,7 +82,7 @@ class Verification(SecretiveAdmin):
 
     def verify_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """The steps of a verification, run on POST."""
-        row = self._row(request, object_id)
+        row = self.row(request, object_id, self.verify_permission)
         form = self.verify_form(request)
         report = None
         if request.method == "POST" and (form is None or form.is_valid()):
@@ -101,11 +97,11 @@ class Verification(SecretiveAdmin):
             "switched_off": self.switched_off(row),
             "title": _("Verify connection"),
         }
-        return self._page(request, row, "admin/mailpool/verify.html", context)
+        return self.page(request, row, "admin/mailpool/verify.html", context)
 
     def send_test_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """A real message to an address of one's choice, sent on POST."""
-        row = self._row(request, object_id)
+        row = self.row(request, object_id, self.verify_permission)
         form = RecipientForm(request.POST if request.method == "POST" else None)
         result = None
         if form.is_valid():
@@ -120,35 +116,7 @@ class Verification(SecretiveAdmin):
             "outcome": _outcome_text(result.status) if result else "",
             "title": _("Send test message"),
         }
-        return self._page(request, row, "admin/mailpool/send_test.html", context)
-
-    def _row(self, request: HttpRequest, object_id: str) -> Any:
-        row = self.get_object(request, unquote(object_id))
-        if row is None:
-            raise Http404(gettext("There is no such entry. Perhaps it was deleted."))
-        if not self.may_verify(request) or not self.has_view_or_change_permission(request, row):
-            raise PermissionDenied
-        return row
-
-    def _page(
-        self, request: HttpRequest, row: Any, template: str, context: dict[str, Any]
-    ) -> TemplateResponse:
-        request.current_app = self.admin_site.name
-        return TemplateResponse(
-            request,
-            template,
-            {
-                **self.admin_site.each_context(request),
-                "opts": self.opts,
-                "original": row,
-                "media": self.media,
-                "change_url": self._url_name("change"),
-                **context,
-            },
-        )
-
-    def _url_name(self, page: str) -> str:
-        return f"admin:{self.opts.app_label}_{self.opts.model_name}_{page}"
+        return self.page(request, row, "admin/mailpool/send_test.html", context)
 
 
 class ServerVerification(Verification):

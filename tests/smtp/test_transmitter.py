@@ -174,11 +174,11 @@ def test_an_interruption_while_messages_are_added_leaves_nobody_waiting(server, 
     arrived = Event()
     server.when("end of data").sets(arrived).behaves()
     sent, never_added = Attempt(ENVELOPE), Attempt(ENVELOPE)
-    with pytest.raises(KeyboardInterrupt):
-        with Transmitter(pool).start({params: 2, mary: 1}, width=2) as sending:
-            sending.add(params, sent)
-            assert arrived.wait(5)
-            raise KeyboardInterrupt
+    sending = Transmitter(pool).start({params: 2, mary: 1}, width=2)
+    with pytest.raises(KeyboardInterrupt), sending:
+        sending.add(params, sent)
+        assert arrived.wait(5)
+        raise KeyboardInterrupt
     helpers = [thread for thread in threading.enumerate() if thread.name == "mailpool-send"]
     for helper in helpers:
         helper.join(5)
