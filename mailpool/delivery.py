@@ -10,10 +10,11 @@ from __future__ import annotations
 import atexit
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import islice, zip_longest
+from itertools import islice
 from smtplib import SMTPDataError, SMTPRecipientsRefused, SMTPResponseException, SMTPSenderRefused
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from django.core.mail.utils import DNS_NAME
 from django.core.signals import setting_changed
 
 from mailpool import conf, signals
-from mailpool.exceptions import DeliveryUnknown, SecretError
+from mailpool.exceptions import DeliveryUnknown, PoolTimeout, SecretError
 from mailpool.models import Credential, MailServer
 from mailpool.rendering import render
 from mailpool.smtp import Attempt, PoolStats, SessionParams, SessionPool, Transmitter
@@ -78,7 +79,7 @@ class Job:
 
     @property
     def is_waiting(self) -> bool:
-        return not (self.attempt or self.error or self.outcome)
+        return self.attempt is None and self.error is None and self.outcome is None
 
     def render(self) -> Attempt | None:
         """Its bytes, on their way from now on; ``None`` where they can't be made."""
@@ -133,23 +134,38 @@ def deliver(
         while window := jobs[reported : reported + WINDOW_MESSAGES]:
             try:
                 resolve(window, route)
-                while any(job.is_waiting for job in window):
-                    transmit(window, transmitter, terms)
-                    settle(job for job in window if not job.is_waiting)
+                _transmit_all(window, transmit, transmitter, terms)
             finally:
-                reported += len(window)
-                if block is None and reported == len(jobs):
-                    transmitter.release()  # before anybody hears of it
                 settle(window)
-                record(window)
+                if block is None and reported + len(window) == len(jobs):
+                    transmitter.release()  # before anybody hears of it
+                for job in window:
+                    reported += 1
+                    record(job)
     except BaseException:
         if block is None:
             transmitter.release()
         # Ctrl-C, or a time limit of a task queue: what it kept back is not lost in silence.
-        settle(jobs[reported:])
-        record(jobs[reported:])
+        late = jobs[reported:]
+        settle(late)
+        for job in late:
+            record(job)
         raise
     return [_outcome(job) for job in jobs]
+
+
+def _transmit_all(
+    jobs: Sequence[Job], transmit: Transmit, transmitter: Transmitter, terms: Terms
+) -> None:
+    """Each that can be sent, in as many parts as *transmit* makes of them."""
+    waiting = [job for job in jobs if job.is_waiting]
+    while waiting:
+        transmit(waiting, transmitter, terms)
+        settle(job for job in waiting if not job.is_waiting)
+        left = [job for job in waiting if job.is_waiting]
+        if len(left) == len(waiting):
+            return
+        waiting = left
 
 
 def _terms(deadline: float | None, keep_order: bool | None) -> Terms:
@@ -218,34 +234,49 @@ def transmit_jobs(jobs: Sequence[Job], transmitter: Transmitter, terms: Terms) -
     """
     groups: dict[SessionParams, list[Job]] = {}
     for job in jobs:
-        if job.is_waiting and job.params is not None:
+        if job.params is not None:
             groups.setdefault(job.params, []).append(job)
-    width = conf.get("MAX_PARALLEL")
-    size = 0
-    with transmitter.start(
+    width = max(1, conf.get("MAX_PARALLEL"))
+    transmitter.transmit_as_made(
         {params: len(group) for params, group in groups.items()},
+        _render_all(_in_turns(groups, width), terms.deadline),
         deadline=terms.deadline,
         width=width,
         keep_order=terms.keep_order,
-    ) as sending:
-        for params, job in _in_turns(groups, width):
-            attempt = job.render()
-            sending.add(params, attempt)
-            size += attempt.envelope.size if attempt else 0
-            if size >= WINDOW_BYTES:
-                break
+    )
 
 
 def _in_turns(
-    groups: Mapping[SessionParams, Sequence[Job]], width: int
+    groups: Mapping[SessionParams, Iterable[Job]], width: int
 ) -> Iterator[tuple[SessionParams, Job]]:
-    """The order in which to render: for each of those that can send at a time, one each."""
-    rest = iter(groups.items())
-    while some := list(islice(rest, width)):
-        for turn in zip_longest(*(group for _, group in some)):
-            for (params, _), job in zip(some, turn, strict=True):
-                if job is not None:
-                    yield params, job
+    """The order in which to render: one of each that can send at the same time, in turns."""
+    rest = ((params, iter(group)) for params, group in groups.items())
+    turns = deque(islice(rest, width))
+    while turns:
+        params, group = turns.popleft()
+        job = next(group, None)
+        if job is not None:
+            yield params, job
+            turns.append((params, group))
+        else:
+            turns.extend(islice(rest, 1))
+
+
+def _render_all(
+    turns: Iterable[tuple[SessionParams, Job]], deadline: float | None
+) -> Iterator[tuple[SessionParams, Attempt | None]]:
+    """As many as may be in memory. Nothing of a message that comes too late anyway."""
+    size = 0
+    for params, job in turns:
+        if deadline is not None and time.monotonic() >= deadline:
+            job.error = PoolTimeout("The deadline passed before it was the message's turn.")
+            yield params, None
+            continue
+        attempt = job.render()
+        yield params, attempt
+        size += attempt.envelope.size if attempt else 0
+        if size >= WINDOW_BYTES:
+            return
 
 
 def settle(jobs: Iterable[Job]) -> None:
@@ -256,13 +287,12 @@ def settle(jobs: Iterable[Job]) -> None:
         job.attempt = None  # its bytes are no longer needed
 
 
-def record(jobs: Iterable[Job]) -> None:
-    """Log and signal what became of each."""
-    for job in jobs:
-        outcome = _outcome(job)
-        _log(outcome)
-        signal = getattr(signals, f"message_{outcome.status}")
-        signal.send_robust(sender=MailpoolResult, message=job.message, result=outcome)
+def record(job: Job) -> None:
+    """Log and signal what became of it."""
+    outcome = _outcome(job)
+    _log(outcome)
+    signal = getattr(signals, f"message_{outcome.status}")
+    signal.send_robust(sender=MailpoolResult, message=job.message, result=outcome)
 
 
 def _outcome(job: Job) -> MailpoolResult:

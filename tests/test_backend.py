@@ -22,6 +22,7 @@ from mailpool import delivery, signals
 from mailpool.backends import EmailBackend
 from mailpool.exceptions import BatchError, NoRoute
 from mailpool.models import MailServer
+from mailpool.smtp import Transmitter
 from tests.scripted import ScriptedServer
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -173,6 +174,7 @@ def test_open_and_close(mail_host, bob):
 FLIP = """
 import django; django.setup()
 from mailpool.models import MailServer
+from mailpool.smtp import Transmitter
 server = MailServer.objects.get()
 server.maintain_connection = {value}
 server.save()
@@ -452,3 +454,71 @@ def test_a_child_that_inherits_a_block_in_use_is_not_stuck(bob):
         end.set()
         thread.join(5)
         backend.close()
+
+
+# Parts of a batch
+
+
+def test_a_batch_in_parts_by_size(mail_host, bob, make_credential, monkeypatch):
+    """What does not fit into memory at a time waits, and results stay in the messages' order."""
+    monkeypatch.setattr(delivery, "WINDOW_BYTES", 1)
+    make_credential(mail_host, "mary")
+    batch = [message(("bob", "mary")[number % 2], subject=str(number)) for number in range(5)]
+    assert EmailBackend().send_messages(batch) == 5
+    assert [each.mailpool_result.status for each in batch] == ["sent"] * 5
+    assert {each.message["Subject"] for each in mail_host.delivered} == set("01234")
+
+
+@pytest.mark.parametrize("width", [0, 1])
+def test_without_parallel_connections(settings, mail_host, bob, make_credential, width):
+    settings.MAILPOOL = {**settings.MAILPOOL, "MAX_PARALLEL": width}
+    make_credential(mail_host, "mary")
+    assert EmailBackend().send_messages([message("bob"), message("mary")]) == 2
+
+
+def test_a_transmission_that_does_nothing_ends(bob):
+    backend = EmailBackend(fail_silently=True)
+    backend.transmit = lambda jobs, transmitter, terms: None
+    lost = message("bob")
+    assert backend.send_messages([lost]) == 0
+    assert lost.mailpool_result.status == "failed"
+
+
+def test_an_error_that_is_false_is_an_error(bob):
+    class Odd(ValueError):
+        def __len__(self):
+            return 0
+
+    class OddMessage(EmailMessage):
+        def message(self, *args, **kwargs):
+            raise Odd("odd")
+
+    odd = OddMessage("x", "x", "bob@example.com", ["a@example.com"])
+    odd.tenant = "bob"
+    with pytest.raises(Odd):
+        EmailBackend().send_messages([odd])
+    assert odd.mailpool_result.status == "failed"
+
+
+def test_interruption_while_connections_are_given_back(bob, monkeypatch):
+    """The messages were sent, and that is what everybody hears."""
+    own, heard = Transmitter.release, []
+
+    def release(self, *args):
+        own(self, *args)
+        monkeypatch.setattr(Transmitter, "release", own)
+        raise KeyboardInterrupt
+
+    def hear(result, **kwargs):
+        heard.append(result.status)
+
+    monkeypatch.setattr(Transmitter, "release", release)
+    signals.message_sent.connect(hear)
+    batch = [message("bob"), message("bob")]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            EmailBackend().send_messages(batch)
+    finally:
+        signals.message_sent.disconnect(hear)
+    assert heard == ["sent", "sent"]
+    assert [each.mailpool_result.status for each in batch] == ["sent", "sent"]

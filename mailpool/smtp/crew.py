@@ -24,7 +24,9 @@ class Crew:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        # Entered is the lock: the condition's own methods are Python, and can be interrupted.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._tasks: deque[Callable[[], None]] = deque()
         self._running = 0
         self._sessions: set[Session] = set()
@@ -40,7 +42,7 @@ class Crew:
             return
         try:
             for _ in range(helpers):
-                threading.Thread(target=self._help, name="mailpool-send", daemon=True).start()
+                threading.Thread(target=self._work, name="mailpool-send", daemon=True).start()
         except RuntimeError:
             return
         self._is_full = True
@@ -48,48 +50,47 @@ class Crew:
     def finish(self) -> None:
         """Do what is left of the tasks. Raises what one of them raises."""
         if not self._is_full:
-            self._work()
-        with self._changed:
+            self._work(is_caller=True)
+        with self._lock:
             self._changed.wait_for(lambda: not (self._running or self._tasks))
         if self._failure is not None:
             raise self._failure
 
     def enter(self, session: Session) -> bool:
         """Whether *session* may be used; not any more once the call was interrupted."""
-        with self._changed:
+        with self._lock:
             if not self.is_stopped:
                 self._sessions.add(session)
             return not self.is_stopped
 
     def leave(self, session: Session) -> None:
-        with self._changed:
+        with self._lock:
             self._sessions.discard(session)
             self._changed.notify_all()
 
-    def _work(self) -> None:
+    def _work(self, *, is_caller: bool = False) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 if self.is_stopped or not self._tasks:
                     return
                 task = self._tasks.popleft()
                 self._running += 1
+            failure = None
             try:
                 task()
+            except BaseException as error:
+                if is_caller:
+                    raise
+                failure = error
             finally:
-                with self._changed:
+                with self._lock:
+                    self._failure = self._failure or failure
                     self._running -= 1
                     self._changed.notify_all()
 
-    def _help(self) -> None:
-        while self._tasks and not self.is_stopped:
-            try:
-                self._work()
-            except BaseException as error:
-                self._failure = error
-
     def stop(self) -> None:
         """Nobody begins another message; those under way get a moment, then are cut off."""
-        with self._changed:
+        with self._lock:
             self.is_stopped = True
             try:
                 self._changed.wait_for(lambda: not self._sessions, GRACE)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from smtplib import SMTPConnectError
-from threading import Condition
-from typing import TYPE_CHECKING, Self
+from threading import Condition, RLock
+from typing import TYPE_CHECKING
 
 from mailpool.exceptions import PoolTimeout
 from mailpool.smtp.crew import Crew
@@ -33,49 +32,52 @@ class Queue:
     """What waits for the sessions of one key. The caller adds, the crew takes."""
 
     def __init__(self, expected: int) -> None:
-        self._changed = Condition()
+        # The lock itself is entered, not the condition: that is written in Python, and an
+        # interruption within would leave it locked.
+        self._lock = RLock()
+        self._changed = Condition(self._lock)
         self._attempts: deque[Attempt] = deque()
         self._expected = expected
 
     def add(self, attempt: Attempt | None) -> None:
         """One of the expected messages; ``None`` where there is none after all."""
-        with self._changed:
+        with self._lock:
             self._expected -= 1
             if attempt is not None:
                 self._attempts.append(attempt)
             self._changed.notify_all()
 
     def expect_no_more(self) -> None:
-        with self._changed:
+        with self._lock:
             self._expected = 0
             self._changed.notify_all()
 
     def put_back(self, attempts: Sequence[Attempt]) -> None:
-        with self._changed:
+        with self._lock:
             self._attempts.extendleft(reversed(attempts))
             self._changed.notify_all()
 
     def wait(self, patience: float | None = None) -> bool:
         """Wait for a message while one may come, *patience* seconds at most: is there one?"""
-        with self._changed:
+        with self._lock:
             if not self._attempts and self._expected > 0:
                 self._changed.wait_for(lambda: self._attempts or self._expected <= 0, patience)
             return bool(self._attempts)
 
     def take(self, *, stale: bool = True) -> Attempt | None:
         """The next message; without *stale*, none that has to have a fresh session."""
-        with self._changed:
+        with self._lock:
             if not self._attempts or (self._attempts[0].stale is not None and not stale):
                 return None
             return self._attempts.popleft()
 
 
 class Sending:
-    """A context: inside, ``add()`` messages; when it is left, each has its outcome.
+    """One call: ``run()`` sends what it is given, and fills in what becomes of each attempt.
 
     Up to *width* sessions at the same time, one for each key of *expected* (how many messages
     there will be), or without *keep_order* as many as its ``max_connections`` where there is
-    enough to send. With several keys the first messages leave while the caller adds further ones.
+    enough to send. With several keys the first messages leave while further ones are made.
     """
 
     def __init__(
@@ -89,9 +91,9 @@ class Sending:
     ) -> None:
         self._transmitter = transmitter
         self._deadline = deadline
+        self._width = width
         self._queues = {params: Queue(count) for params, count in expected.items()}
         self._crew = Crew()
-        self._width = width
         tasks: list[Callable[[], None]] = []
         extra: list[Callable[[], None]] = []
         for params, queue in self._queues.items():
@@ -101,30 +103,26 @@ class Sending:
                 extra += [partial(self._assist, params, queue)] * (sessions - 1)
         self._tasks = [*tasks, *extra]
 
-    def add(self, params: SessionParams, attempt: Attempt | None) -> None:
-        """One of the messages that are expected for *params*, or that it won't come."""
-        self._queues[params].add(attempt)
+    def run(self, messages: Iterable[tuple[SessionParams, Attempt | None]]) -> None:
+        """Send all *messages*, which are taken in the caller's thread, one by one.
 
-    def __enter__(self) -> Self:
-        with self._unless_interrupted():
+        ``None`` stands for an expected message that does not come after all. Raises what
+        *messages* raises, and what interrupts; then those under way get a moment to end, no
+        further one is begun, and each attempt tells how far it came.
+        """
+        try:
             self._crew.start(self._tasks, self._width)
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        with self._unless_interrupted():
-            if error is not None:
-                raise error
+            for params, attempt in messages:
+                self._queues[params].add(attempt)
             self._expect_no_more()
             self._crew.finish()
-
-    @contextmanager
-    def _unless_interrupted(self) -> Iterator[None]:
-        try:
-            yield
         except BaseException:
             self._crew.is_stopped = True  # before those who wait for messages look
-            self._expect_no_more()
-            self._crew.stop()
+            try:
+                self._transmitter.hold_nothing()
+                self._expect_no_more()
+            finally:
+                self._crew.stop()
             raise
 
     def _expect_no_more(self) -> None:
@@ -161,24 +159,23 @@ class Sending:
 
     def _assist(self, params: SessionParams, queue: Queue) -> None:
         """Help with what comes for *params*, if there is a session to be had without waiting."""
-        if not queue.wait():
-            return
-        try:
-            session = self._transmitter.spare_session(params, self._deadline)
-        except Exception:
-            return  # whoever does the main work will say it
-        attempt = queue.take(stale=False)
-        if attempt is None:
-            self._transmitter.done_with(session, is_over=True)
-            return
-        self._use(session, attempt, queue)
-        self._work(params, queue)  # what its end left undone, for one
+        while queue.wait() and not self._crew.is_stopped:
+            try:
+                session = self._transmitter.spare_session(params, self._deadline)
+            except Exception:
+                return  # whoever does the main work will say it
+            attempt = queue.take(stale=False)
+            if attempt is None:
+                self._transmitter.done_with(session)
+                continue
+            self._use(session, attempt, queue)
+            self._work(params, queue)  # what its end left undone, for one
 
     def _use(self, session: Session, first: Attempt, queue: Queue) -> None:
         """Send *first* and more of *queue* on *session*, and put back what it leaves undone."""
 
         def take() -> Attempt | None:
-            queue.wait(PATIENCE)
+            queue.wait(self._patience())
             if self._crew.is_stopped or self._is_over() or not self._transmitter.may_go_on(session):
                 return None
             return queue.take(stale=False)
@@ -187,8 +184,15 @@ class Sending:
             if self._crew.enter(session):
                 queue.put_back(session.transmit(first, take, deadline=self._deadline))
         finally:
-            self._crew.leave(session)
-            self._transmitter.done_with(session, is_over=self._crew.is_stopped)
+            try:
+                self._transmitter.done_with(session)
+            finally:
+                self._crew.leave(session)  # last, so that an interruption waits for all of it
+
+    def _patience(self) -> float:
+        if self._deadline is None:
+            return PATIENCE
+        return max(0.0, min(PATIENCE, self._deadline - time.monotonic()))
 
     def _is_over(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline

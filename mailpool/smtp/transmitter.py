@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mailpool.exceptions import PoolTimeout
 from mailpool.smtp.envelope import Attempt, Envelope, Receipt
@@ -27,7 +27,7 @@ class Transmitter:
         self._is_block = is_block
         self._held: dict[SessionParams, list[Session]] = {}
         self._lock = threading.Lock()
-        self._is_pressed = False  # somebody had to wait: nothing is held on to in this call
+        self._holds_nothing = False  # in this call, since somebody had to wait or it is over
 
     def send(
         self, params: SessionParams, envelope: Envelope, deadline: float | None = None
@@ -48,29 +48,34 @@ class Transmitter:
         width: int = 1,
         keep_order: bool = True,
     ) -> None:
-        """Send all attempts of all *groups*, as ``start()`` says."""
-        expected = {params: len(attempts) for params, attempts in groups.items()}
-        with self.start(expected, deadline=deadline, width=width, keep_order=keep_order) as sending:
-            for params, attempts in groups.items():
-                for attempt in attempts:
-                    sending.add(params, attempt)
+        """Send all attempts of all *groups*, as ``transmit_as_made()`` does."""
+        self.transmit_as_made(
+            {params: len(attempts) for params, attempts in groups.items()},
+            ((params, each) for params, attempts in groups.items() for each in attempts),
+            deadline=deadline,
+            width=width,
+            keep_order=keep_order,
+        )
 
-    def start(
+    def transmit_as_made(
         self,
         expected: Mapping[SessionParams, int],
+        messages: Iterable[tuple[SessionParams, Attempt | None]],
         *,
         deadline: float | None = None,
         width: int = 1,
         keep_order: bool = True,
-    ) -> Sending:
-        """Begin a call: a context in which the *expected* number of attempts is added.
+    ) -> None:
+        """Send *messages* while they are made, and fill in what becomes of each.
 
-        What becomes of each is filled in. *deadline* (monotonic, seconds) bounds it: what has not
-        begun by then fails. Raises nothing but interruptions, after which no session is half used
-        and each attempt tells how far it came.
+        *expected* is how many will come for each key at the most. *deadline* (monotonic, seconds)
+        bounds it: what has not begun by then fails. Raises what *messages* raises and
+        interruptions, after which no session is half used and each attempt tells how far it came.
         """
-        self._is_pressed = False
-        return Sending(self, expected, deadline=deadline, width=width, keep_order=keep_order)
+        with self._lock:
+            self._holds_nothing = False
+        sending = Sending(self, expected, deadline=deadline, width=width, keep_order=keep_order)
+        sending.run(messages)
 
     def release(self, params: SessionParams | None = None) -> None:
         """Give back the sessions of *params*, or all that are held."""
@@ -97,26 +102,35 @@ class Transmitter:
         except PoolTimeout:
             # Whoever waits while it holds on to something may wait for somebody who does the
             # same: so let go of everything first.
-            self._is_pressed = True
+            self.hold_nothing()
             self.release()
             return self._pool.acquire(params, fresh=fresh, deadline=deadline)
 
     def spare_session(self, params: SessionParams, deadline: float | None) -> Session:
         """One that can be had without waiting for it, or ``PoolTimeout``."""
+        held = self._take_held(params)
+        if held and self._pool.may_go_on(held):
+            return held
+        if held:
+            self._pool.release(held)
         return self._pool.acquire(params, wait=False, deadline=deadline)
 
     def may_go_on(self, session: Session) -> bool:
         return self._pool.may_go_on(session)
 
-    def done_with(self, session: Session, *, is_over: bool) -> None:
+    def hold_nothing(self) -> None:
+        """For the rest of this call. After an interruption nobody comes to give it back."""
+        with self._lock:
+            self._holds_nothing = True
+
+    def done_with(self, session: Session) -> None:
         """Hold on to it for what comes next, or let others have it.
 
         One that the pool would close is held on to: one call opens no two of them.
         """
         keep = self._is_block or not session.params.maintain_connection
         with self._lock:
-            # After an interruption nobody comes to give back what is held.
-            keep = keep and session.is_open and not (self._is_pressed or is_over)
+            keep = keep and session.is_open and not self._holds_nothing
             if keep:
                 self._held.setdefault(session.params, []).append(session)
         if not keep:

@@ -11,6 +11,7 @@ import pytest
 
 from mailpool.smtp import Attempt, Envelope, SessionPool, Transmitter
 from mailpool.smtp.crew import Crew
+from mailpool.smtp.sending import Sending
 from tests.scripted import ScriptedServer
 
 ENVELOPE = Envelope("bob@example.com", ("a@example.com",), b"Subject: x\r\n\r\nx\r\n")
@@ -155,36 +156,45 @@ def test_an_interruption_ends_what_helpers_have_under_way(monkeypatch):
     assert not crew.enter(session)
 
 
-def test_what_a_helper_opens_after_an_interruption_is_not_held(server, params, pool):
+def test_what_a_helper_has_after_an_interruption_is_not_held(server, params, pool):
     params = replace(params, maintain_connection=False)
     call = Transmitter(pool)
     attempt = Attempt(ENVELOPE)
-    sending = call.start({params: 1})
+    sending = Sending(call, {params: 1}, deadline=None, width=1, keep_order=True)
+    with pytest.raises(KeyboardInterrupt):
+        sending.run(interrupted([]))
+    call.release()
     session = pool.acquire(params)
-    sending._crew.stop()
     sending._use(session, attempt, sending._queues[params])
     assert not attempt.is_settled
     assert pool.stats().open == 0
     assert server.bodies == []
 
 
-def test_an_interruption_while_messages_are_added_leaves_nobody_waiting(server, params, pool):
+def interrupted(messages):
+    yield from messages
+    raise KeyboardInterrupt
+
+
+def test_an_interruption_while_messages_are_made_leaves_nobody_waiting(server, params, pool):
     """What has left has its outcome; helpers that wait for more go home."""
     mary = replace(params, credential_id="mary")
     arrived = Event()
     server.when("end of data").sets(arrived).behaves()
-    sent, never_added = Attempt(ENVELOPE), Attempt(ENVELOPE)
-    sending = Transmitter(pool).start({params: 2, mary: 1}, width=2)
-    with pytest.raises(KeyboardInterrupt), sending:
-        sending.add(params, sent)
+    sent = Attempt(ENVELOPE)
+
+    def messages():
+        yield params, sent
         assert arrived.wait(5)
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Transmitter(pool).transmit_as_made({params: 2, mary: 1}, messages(), width=2)
     helpers = [thread for thread in threading.enumerate() if thread.name == "mailpool-send"]
     for helper in helpers:
         helper.join(5)
     assert not any(helper.is_alive() for helper in helpers)
     assert sent.receipt is not None
-    assert not never_added.is_settled
     assert pool.stats().busy == 0
 
 
@@ -193,10 +203,13 @@ def test_messages_leave_while_others_are_still_made(server, params, pool):
     arrived = Event()
     server.when("end of data").sets(arrived).behaves()
     first, second = Attempt(ENVELOPE), Attempt(ENVELOPE)
-    with Transmitter(pool).start({params: 1, mary: 1}, width=2) as sending:
-        sending.add(params, first)
+
+    def messages():
+        yield params, first
         assert arrived.wait(5)  # there is no second message yet
-        sending.add(mary, second)
+        yield mary, second
+
+    Transmitter(pool).transmit_as_made({params: 1, mary: 1}, messages(), width=2)
     assert first.receipt
     assert second.receipt
 
@@ -204,11 +217,30 @@ def test_messages_leave_while_others_are_still_made(server, params, pool):
 def test_a_message_that_does_not_come_after_all_is_not_waited_for(params, pool):
     mary = replace(params, credential_id="mary")
     attempts = [Attempt(ENVELOPE), Attempt(ENVELOPE)]
-    with Transmitter(pool).start({params: 2, mary: 2}, width=2) as sending:
-        for attempt in (attempts[0], None):
-            sending.add(params, attempt)
-        sending.add(mary, attempts[1])
+    made = [(params, attempts[0]), (params, None), (mary, attempts[1])]
+    Transmitter(pool).transmit_as_made({params: 2, mary: 2}, made, width=2)
     assert all(attempt.receipt for attempt in attempts)
+
+
+def test_those_who_assist_wait_for_messages_that_are_still_made(server, params, pool):
+    """Without order, several sessions send one credential's messages, also if they come slowly."""
+    params = replace(params, max_connections=3)
+    together, begun = Barrier(3), Event()
+    server.when("end of data", occurrence=1)._does(lambda talk: together.wait(5)).behaves()
+    server.when("MAIL").sets(begun).behaves()
+    attempts = [Attempt(ENVELOPE) for _ in range(30)]
+
+    def messages():
+        yield params, attempts[0]
+        assert begun.wait(5)  # so that the others have seen it come and go
+        for attempt in attempts[1:]:
+            yield params, attempt
+
+    Transmitter(pool).transmit_as_made(
+        {params: len(attempts)}, messages(), width=3, keep_order=False
+    )
+    assert all(attempt.receipt for attempt in attempts)
+    assert server.connections == 3
 
 
 def test_what_fails_in_a_helper_is_raised_and_the_others_go_on(params, pool, monkeypatch):
