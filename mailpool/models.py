@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from typing import Any, ClassVar, cast
 
 from django.apps import apps
@@ -12,6 +13,7 @@ from django.db import models, transaction
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import conf
+from mailpool.addresses import parse_mailbox
 from mailpool.validators import (
     is_loopback,
     normalize_sender,
@@ -390,6 +392,23 @@ class Credential(models.Model):
         """Whether a password is stored, or set to be; it is not decrypted to find out."""
         return bool(self._password_field.is_set(self))
 
+    def check_default_from(self, senders: Collection[str]) -> None:
+        """``ValidationError`` where *senders*, as they are stored, leave the default From out.
+
+        No constraint can say it, since it is about two tables; routing refuses it in any case.
+        """
+        if not self.default_from or not senders:
+            return
+        mailbox = parse_mailbox(self.default_from)
+        if mailbox.key not in senders and mailbox.domain_key not in senders:
+            raise ValidationError(
+                _(
+                    "The default From, %(address)s, is not among the senders, so mail with it "
+                    "would be refused. Correct one of them."
+                ),
+                params={"address": self.default_from},
+            )
+
     def get_scope(self) -> str:
         """The tenant's key as text, ``""`` for the site itself."""
         if self.tenant_id is None:
@@ -491,7 +510,10 @@ class Sender(models.Model):
         return credential.get_scope()
 
     def clean(self) -> None:
-        self.address = normalize_sender(self.address)
+        try:
+            self.address = normalize_sender(self.address)
+        except ValidationError:
+            return  # which the field has said already
         # The credential may be a new one that the same form is about to save; a missing one is
         # reported by its own field.
         if self.credential_id is None and not Sender.credential.is_cached(self):

@@ -223,8 +223,10 @@ def _choose(accounts: Sequence[Account], who: str, message: EmailMessage) -> Cre
         if rank is not None:
             ranked.append((rank, credential.priority, str(credential.pk), credential))
     if not ranked:
+        # Its default From, where the message leaves the sender to the account.
+        tried = {effective_from(message, each.credential)[0].key for each in usable}
         raise SenderNotAllowed(
-            f"{who} may not send as {header_from(message).key}: it is not among the senders of "
+            f"{who} may not send as {' or '.join(sorted(tried))}: it is not among the senders of "
             "its credentials."
         )
     return min(ranked, key=lambda entry: entry[:3])[3]

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from smtplib import SMTPResponseException
 from typing import Any, Literal
 
+from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -162,7 +163,7 @@ def _full_address(text: str) -> str:
 
 
 def _own_address(credential: Credential) -> str:
-    """An address that the credential may send as."""
+    """An address that the credential may send as; where nothing names one, a guess."""
     candidates = [credential.default_from]
     candidates += [s.address for s in credential.senders.all() if not s.address.startswith("@")]
     candidates += [f"postmaster{s.address}" for s in credential.senders.all()][:1]
@@ -213,6 +214,10 @@ def switched_off(credential: Credential) -> str:
         return _("The mail server is inactive, so nothing is sent over it.")
     if not getattr(credential.tenant, "is_active", True):
         return _("The tenant is inactive and sends nothing.")
+    try:
+        credential.check_default_from({sender.address for sender in credential.senders.all()})
+    except ValidationError as error:
+        return " ".join(error.messages)
     return ""
 
 
@@ -243,7 +248,10 @@ def explain(error: Exception | None) -> str:
 def _advice() -> list[tuple[type[Exception] | tuple[type[Exception], ...], str]]:
     """The first class that fits counts."""
     return [
-        (SecretError, _("Enter the password again, or put the missing encryption key back.")),
+        (
+            SecretError,
+            _("Put the encryption key back that is missing, or else enter the password again."),
+        ),
         (
             NoRoute,
             _("Enter or activate a credential of the tenant (or of the site), and its server."),

@@ -600,3 +600,24 @@ def test_who_may_not_see_credentials_sees_no_usernames(staff, mail_host, make_cr
     page = staff("view_connections").get(CONNECTIONS).content.decode()
     assert "(hidden)" in page
     assert ">bob<" not in page
+
+
+def test_default_from_that_the_senders_leave_out(admin):
+    """Found when it is entered, and told where it was entered before."""
+    tenant = TenantFactory(slug="bob")
+    data = credential_data(
+        tenant=tenant.pk,
+        server=MailServerFactory().pk,
+        password="secret",
+        default_from="boss@elsewhere.example",
+        **inline("senders", {"address": "@shop.example"}),
+    )
+    data.pop("senders-0-id", None)
+    assert "is not among the senders" in errors(admin.post(f"{CREDENTIALS}add/", data))
+    data["default_from"] = "Boss <boss@SHOP.example>"
+    assert admin.post(f"{CREDENTIALS}add/", data).status_code == 302
+    Credential.objects.update(default_from="boss@elsewhere.example")
+    url = f"{CREDENTIALS}{Credential.objects.get().pk}"
+    page = admin.post(f"{url}/send-test/", {"recipient": "me@example.com"}).content.decode()
+    assert "is not among the senders" in page
+    assert "Sent:" not in page

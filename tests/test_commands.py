@@ -362,3 +362,21 @@ def test_import_env_of_a_password_that_is_not_encoded(monkeypatch):
     with pytest.raises(CommandError, match="percent-encoded"):
         import_env(monkeypatch, "smtp+tls://u:587#secret@smtp.example.com")
     assert not MailServer.objects.exists()
+
+
+def test_import_env_of_senders_that_do_not_fit(monkeypatch):
+    url = "smtp+tls://bob:secret@smtp.example.com:587"
+    with pytest.raises(CommandError, match="^--sender nonsense: Enter a full address[^.]*example"):
+        import_env(monkeypatch, url, "--sender", "nonsense")
+    with pytest.raises(CommandError, match="is not among the senders"):
+        import_env(monkeypatch, url, "--sender", "@a.example", "--from", "x@b.example")
+    assert not Credential.objects.exists()
+
+
+def test_a_choice_that_contradicts_itself():
+    bob, mary = CredentialFactory(tenant__slug="bob"), CredentialFactory(tenant__slug="mary")
+    with pytest.raises(CommandError, match="not among those that --tenant and --server choose"):
+        run("check", "--tenant", "mary", "--credential", str(bob.pk))
+    with pytest.raises(CommandError, match="--server is empty"):
+        run("check", "--server", "")
+    assert mary.tenant.slug == "mary"

@@ -21,7 +21,7 @@ from mailpool import conf
 from mailpool.admin.actions import set_field
 from mailpool.admin.secrecy import SecretiveAdmin, SecretSubmissions
 from mailpool.admin.verify import CredentialVerification
-from mailpool.exceptions import SecretError
+from mailpool.exceptions import InvalidMessage, SecretError
 from mailpool.models import Credential, MailServer, Sender
 from mailpool.validators import normalize_sender
 from mailpool.vault import get_keyring
@@ -110,6 +110,11 @@ class SenderFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
                 _("Entered more than once: %(addresses)s."),
                 params={"addresses": ", ".join(twice)},
             )
+        if not any(form.errors for form in self.forms) and self.instance.default_from:
+            try:
+                self.instance.check_default_from(addresses)
+            except InvalidMessage:
+                return  # which its own field has said
 
 
 class SenderInline(admin.TabularInline):  # type: ignore[type-arg]

@@ -71,14 +71,20 @@ def chosen_credentials(options: dict[str, Any]) -> QuerySet[Credential]:
         credentials = credentials.filter(tenant=find_tenant(options["tenant"]))
     if options.get("server") is not None:
         text = options["server"]
+        if not text.strip():
+            raise CommandError("--server is empty: give a name or a key, or leave the option out.")
         by_key = {"server__pk": text} if _is_uuid(text) else {"server__name": text}
         credentials = credentials.filter(**by_key)
         if not MailServer.objects.filter(**{"pk" if _is_uuid(text) else "name": text}).exists():
             raise CommandError(f"There is no mail server called {text!r}.")
     if options.get("credential") is not None:
         text = options["credential"]
-        if not _is_uuid(text) or not credentials.filter(pk=text).exists():
+        if not _is_uuid(text) or not Credential.objects.filter(pk=text).exists():
             raise CommandError(f"There is no credential with the key {text!r}.")
+        if not credentials.filter(pk=text).exists():
+            raise CommandError(
+                f"The credential {text!r} is not among those that --tenant and --server choose."
+            )
         credentials = credentials.filter(pk=text)
     return credentials
 

@@ -47,7 +47,7 @@ class Command(MailpoolCommand):
                 if options["dry_run"]:
                     transaction.set_rollback(True)
         except ValidationError as error:
-            raise CommandError(" ".join(error.messages)) from error
+            raise CommandError(" ".join(dict.fromkeys(error.messages))) from error
         result = {
             "server": server.name,
             "server_created": server_is_new,
@@ -138,7 +138,11 @@ def _store_credential(
     credential.save()
     for address in options["sender"]:
         sender = Sender(credential=credential, address=address)
-        sender.full_clean(validate_constraints=False)
+        try:
+            sender.full_clean(validate_constraints=False)
+        except ValidationError as error:
+            raise CommandError(f"--sender {address}: {' '.join(error.messages)}") from error
         if not Sender.objects.filter(credential=credential, address=sender.address).exists():
             sender.save()
+    credential.check_default_from(set(credential.senders.values_list("address", flat=True)))
     return credential, is_new
