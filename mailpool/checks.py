@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -21,6 +22,7 @@ from mailpool.models import Credential
 from mailpool.validators import validate_host
 from mailpool.vault import get_keyring
 from mailpool.vault.keyring import parse_key
+from mailpool.vault.provider import load
 
 BACKEND = "mailpool.backends.EmailBackend"
 MIDDLEWARE = "mailpool.middleware.TenantMiddleware"
@@ -169,6 +171,9 @@ def _request_tenant() -> Iterator[CheckMessage]:
 @register(Tags.security)
 def check_keys(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """The encryption keys: there, well-formed, each once, and used for nothing else."""
+    provider = conf.get("KEY_PROVIDER")
+    if provider is not None:
+        return list(_provider(provider))
     given = conf.get("ENCRYPTION_KEYS")
     if given is not None and not isinstance(given, (list, tuple)):
         return [
@@ -230,6 +235,58 @@ def _each_key(keys: tuple[str, ...]) -> Iterator[CheckMessage]:
             hint="Remove the copies; only the first of them counts.",
             id="mailpool.W011",
         )
+
+
+def _provider(provider: object) -> Iterator[CheckMessage]:
+    """The key provider as far as it can be judged without asking it."""
+    if conf.get("ENCRYPTION_KEYS") is not None:
+        yield Error(
+            "MAILPOOL has both KEY_PROVIDER and ENCRYPTION_KEYS.",
+            hint="Remove ENCRYPTION_KEYS, once the provider returns its keys too. Or remove "
+            "KEY_PROVIDER, where the settings are to hold the keys.",
+            id="mailpool.E014",
+        )
+    try:
+        load(provider)
+    except SecretError as error:
+        yield Error(
+            str(error),
+            hint="Set MAILPOOL['KEY_PROVIDER'] to a function without arguments that returns the "
+            "keys, or to its dotted path, such as 'shop.keys.provide'.",
+            id="mailpool.E015",
+        )
+    for variable in (conf.KEYS_VARIABLE, f"{conf.KEYS_VARIABLE}_FILE"):
+        if os.environ.get(variable):
+            yield Warning(
+                f"{variable} is set, but the keys come from MAILPOOL['KEY_PROVIDER'].",
+                hint="Remove the variable, once the provider returns its keys too.",
+                id="mailpool.W012",
+            )
+
+
+@register(Tags.security, deploy=True)
+def check_provided_keys(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Whether the key provider gives keys that can be used.
+
+    Only with ``check --deploy``: the other checks run ahead of every command, and also where no
+    secret manager is in reach, as when an image is built.
+    """
+    if conf.get("KEY_PROVIDER") is None or any(found.is_serious() for found in check_keys()):
+        return []
+    try:
+        get_keyring()
+    except SecretError as error:
+        return [
+            Error(
+                str(error),
+                hint="See that what it asks can be reached from here, and lets this process read "
+                "the keys.",
+                id="mailpool.E016",
+            )
+        ]
+    return []
 
 
 @register()
@@ -334,19 +391,33 @@ def check_stored_secrets(
     try:
         if Credential._meta.db_table not in connections[alias].introspection.table_names():
             return []
-        configured = get_keyring().key_ids
-        if not configured:
-            return []  # which is an error of its own
-        lost = {key: count for key, count in key_usage().items() if key not in configured}
-    except (DatabaseError, SecretError, OSError):
+        usage = key_usage()
+        if not usage:
+            return []
+        keyring = get_keyring(*usage)
+    except (DatabaseError, OSError):
         return []  # not migrated, or reported by the checks above
+    except SecretError as error:
+        if conf.get("KEY_PROVIDER") is None or any(found.is_serious() for found in check_keys()):
+            return []  # reported by the checks above
+        # No error: 'migrate' stops at those, and needs no key.
+        return [
+            Warning(
+                f"Whether the stored secrets open can't be told. {error}",
+                hint="See that what the provider asks can be reached from here.",
+                id="mailpool.W013",
+            )
+        ]
+    if not keyring.key_ids:
+        return []  # which is an error of its own
     return [
         Error(
             f"{count} stored secrets are encrypted with key {key or '(none)'}, which is not "
             "configured.",
-            hint="Put that key back at the end of ENCRYPTION_KEYS and run mailpool_rotate_keys, "
+            hint=f"Put that key back at the end of {keyring.source} and run mailpool_rotate_keys, "
             "or enter these passwords again.",
             id="mailpool.E030",
         )
-        for key, count in sorted(lost.items())
+        for key, count in sorted(usage.items())
+        if key not in keyring.key_ids
     ]

@@ -20,6 +20,7 @@ KEYS_VARIABLE = "MAILPOOL_ENCRYPTION_KEYS"
 # Every name that MAILPOOL may hold, with its default. Times are seconds.
 DEFAULTS: dict[str, Any] = {
     "ENCRYPTION_KEYS": None,  # newest first; None: from the environment
+    "KEY_PROVIDER": None,  # a callable or its dotted path: () -> such a list, instead of it
     "REQUEST_TENANT": None,  # dotted path of a callable: request -> tenant, slug or None
     "TENANT_SLUG_FIELD": "slug",
     "MAX_SESSIONS": 100,  # open connections in one process, all credentials together

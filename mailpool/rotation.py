@@ -101,14 +101,19 @@ def rotate(
     Raises ``SecretError`` where no key is configured. *progress* is called with the number of
     secrets seen, and with how many there were to see.
     """
-    result = Rotation(get_keyring().newest)
     usage = key_usage()
+    result = Rotation(get_keyring(*usage).newest)
     result.current = usage.pop(result.newest, 0)
     done, total = 0, usage.total()
     for model, found in encrypted_fields():
         for batch in batches(rows(model, found).exclude(sealed_with=result.newest)):
+            # A key provider may have got a newer key meanwhile, which some are under already.
+            result.newest = get_keyring(*(row.sealed_with for row in batch)).newest
             swaps = []
             for row in batch:
+                if row.sealed_with == result.newest:
+                    result.current += 1
+                    continue
                 try:
                     swaps.append((row, found.seal(row, found.open(row))))
                 except SecretError:

@@ -250,7 +250,10 @@ def _advice() -> list[tuple[type[Exception] | tuple[type[Exception], ...], str]]
     return [
         (
             SecretError,
-            _("Put the encryption key back that is missing, or else enter the password again."),
+            _(
+                "Put the encryption key back that is missing, or else enter the password again. If "
+                "the key provider failed, see to that."
+            ),
         ),
         (
             NoRoute,

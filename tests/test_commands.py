@@ -366,7 +366,7 @@ def test_import_env_of_a_password_that_is_not_encoded(monkeypatch):
 
 def test_import_env_of_senders_that_do_not_fit(monkeypatch):
     url = "smtp+tls://bob:secret@smtp.example.com:587"
-    with pytest.raises(CommandError, match="^--sender nonsense: Enter a full address[^.]*example"):
+    with pytest.raises(CommandError, match=r"^--sender nonsense: Enter a full address[^.]*example"):
         import_env(monkeypatch, url, "--sender", "nonsense")
     with pytest.raises(CommandError, match="is not among the senders"):
         import_env(monkeypatch, url, "--sender", "@a.example", "--from", "x@b.example")

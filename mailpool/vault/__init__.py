@@ -1,7 +1,7 @@
 """Keys and encryption. Knows nothing of mail.
 
-``keyring`` holds the keys, and seals and opens secrets; ``fields`` is the model field that
-uses it.
+``keyring`` holds the keys, and seals and opens secrets; ``provider`` gets keys from elsewhere;
+``fields`` is the model field that uses them.
 """
 
 from mailpool.secret import Secret

@@ -198,7 +198,7 @@ class EncryptedTextField(models.TextField):  # type: ignore[type-arg]
         if not stored:
             return Secret("")
         names = [lookup.rpartition("__")[2].removesuffix("_id") for lookup in self.bound_to]
-        return get_keyring().open(
+        return get_keyring(Sealed(stored).key_id).open(
             stored,
             self.place(instance),
             self.use(instance),

@@ -74,10 +74,11 @@ def key_id(key: bytes) -> str:
 class Keyring:
     """Keys, newest first: the first one encrypts, all of them decrypt.
 
-    Raises ``SecretError`` for a key that is malformed.
+    Raises ``SecretError`` for a key that is malformed. *source* is what errors call the keys.
     """
 
-    def __init__(self, keys: Sequence[str]) -> None:
+    def __init__(self, keys: Sequence[str], source: str = "ENCRYPTION_KEYS") -> None:
+        self.source = source
         self._ciphers: dict[str, AESGCM] = {}
         for number, text in enumerate(keys, start=1):
             try:
@@ -125,7 +126,7 @@ class Keyring:
             raise SecretError(
                 f"The secret of {place} was encrypted with key {match['key_id']}, which is not "
                 f"among the configured keys ({', '.join(self.key_ids)}). Put that key back at the "
-                "end of ENCRYPTION_KEYS, or enter the secret again."
+                f"end of {self.source}, or enter the secret again."
             )
         try:
             data = base64.urlsafe_b64decode(match["body"])
@@ -152,8 +153,22 @@ def _keyring(keys: tuple[str, ...]) -> Keyring:
     return Keyring(keys)
 
 
-def get_keyring() -> Keyring:
-    """The keyring of the current settings. ``SecretError`` for keys that can't be used."""
+def get_keyring(*wanted: str) -> Keyring:
+    """The keyring of the current settings. ``SecretError`` for keys that can't be used.
+
+    *wanted* are ids of keys that secrets are under: a key provider whose keys lack one of them is
+    asked again.
+    """
+    if conf.get("KEY_PROVIDER") is not None:
+        if conf.get("ENCRYPTION_KEYS") is not None:
+            raise SecretError(
+                "MAILPOOL has both KEY_PROVIDER and ENCRYPTION_KEYS. Remove ENCRYPTION_KEYS, once "
+                "the provider returns its keys too."
+            )
+        from mailpool.vault.provider import provided_keys  # which makes keyrings
+
+        # No local variable: a debug page would show it, and what is in it by mistake may be a key.
+        return provided_keys(conf.get("KEY_PROVIDER")).keyring(*wanted)
     try:
         return _keyring(conf.encryption_keys())
     except OSError as error:

@@ -48,8 +48,8 @@ class Command(MailpoolCommand):
 
 
 def _status() -> dict[str, Any]:
-    keyring = get_keyring()
     usage = rotation.key_usage()
+    keyring = get_keyring(*usage)
     tenants = apps.get_model(conf.tenant_model())
     return {
         "keys": [
