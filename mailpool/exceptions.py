@@ -24,6 +24,7 @@ __all__ = [
     "RouteError",
     "SecretError",
     "SenderNotAllowed",
+    "ServerNotAllowed",
 ]
 
 
@@ -49,6 +50,10 @@ class AmbiguousRoute(RouteError):
 
 class SenderNotAllowed(RouteError):
     """The tenant's credentials list their senders, and this From address is not among them."""
+
+
+class ServerNotAllowed(MailpoolError):
+    """A tenant's server is where its connections may not go. Nothing was connected to."""
 
 
 class PoolTimeout(MailpoolError):

@@ -60,7 +60,8 @@ class Handshake:
         """Make all steps.
 
         Raises ``OSError`` (``ssl.SSLCertVerificationError`` among them) where no connection comes
-        about, ``smtplib``'s exceptions for what the server refuses. Each says which server.
+        about, ``ServerNotAllowed`` where the guard lets none come about, ``smtplib``'s exceptions
+        for what the server refuses. Each says which server.
         """
         for _, step in self.steps():
             step()
@@ -125,6 +126,9 @@ class Handshake:
             raise socket.gaierror(
                 number or socket.EAI_NONAME, f"The host name {host!r} could not be found."
             ) from error
+        if self.params.guard is not None:
+            self.params.guard.check(host, port, [str(address[0]) for *_, address in found])
+        # Connected to is what was checked: the name is not looked up a second time.
         self._addresses = [(family, address) for family, _, _, _, address in found]
         return ", ".join(dict.fromkeys(str(address[0]) for _, address in self._addresses))
 

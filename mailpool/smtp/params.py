@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from mailpool.guard import Guard
 from mailpool.secret import Secret
 
 Security = Literal["starttls", "tls", "plain"]
@@ -43,6 +44,9 @@ class SessionParams:
     password: str = field(default="", repr=False)
     ca_certificate: str = field(default="", repr=False)
     """PEM; empty for the system's authorities."""
+
+    guard: Guard | None = None
+    """Where the connection may go. ``None``: anywhere."""
 
     local_hostname: str = "localhost"
     """The name given with EHLO."""

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 
 import pytest
 
+from mailpool.guard import Guard
 from mailpool.smtp import SessionParams, SessionPool
 from tests.scripted import ScriptedServer
 
@@ -31,6 +32,7 @@ OTHERS = {
     "data_timeout": 6.0,
     "final_timeout": 6.0,
     "single_flight": True,
+    "guard": Guard(),
 }
 
 
@@ -103,6 +105,12 @@ DEFECTS = {
     "IPv6 zone (CVE-2022-27775)": "host",
     "another port of the same host": "port",
 }
+
+
+def test_guards_that_differ_make_sessions_that_differ(base):
+    for other in ({"networks": ("10.0.0.0/8",)}, {"ports": (25,)}):
+        assert replace(base, guard=Guard()) != replace(base, guard=Guard(**other))
+    assert replace(base, guard=Guard()) == replace(base, guard=Guard())
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
