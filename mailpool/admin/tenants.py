@@ -16,6 +16,8 @@ class TenantAdmin(TenantAdminMixin, admin.ModelAdmin):  # type: ignore[type-arg]
 
     fields = ("name", "slug", "is_active")
     list_display = ("name", "slug", "is_active", "credentials")
+    # The model's own is dropped from a query that counts, as the choice by typing makes it.
+    ordering = ("name", "pk")
     list_filter = ("is_active",)
     search_fields = ("name", "slug")
     prepopulated_fields = {"slug": ("name",)}
