@@ -18,6 +18,7 @@ from django.utils.module_loading import import_string
 
 from mailpool import conf
 from mailpool.exceptions import SecretError
+from mailpool.guard import Guard
 from mailpool.models import Credential
 from mailpool.validators import validate_host
 from mailpool.vault import get_keyring
@@ -46,7 +47,13 @@ def check_settings(
                 id="mailpool.E001",
             )
         ]
-    return [*_unknown_names(value), *_numbers(value), *_tenants(), *_request_tenant()]
+    return [
+        *_unknown_names(value),
+        *_numbers(value),
+        *_tenants(),
+        *_request_tenant(),
+        *_tenant_servers(),
+    ]
 
 
 def _unknown_names(value: dict[Any, Any]) -> Iterator[CheckMessage]:
@@ -166,6 +173,24 @@ def _request_tenant() -> Iterator[CheckMessage]:
             hint=f"Add '{MIDDLEWARE}' to MIDDLEWARE, after authentication.",
             id="mailpool.W002",
         )
+
+
+def _tenant_servers() -> Iterator[CheckMessage]:
+    for name, option, example in (
+        ("TENANT_SERVER_NETWORKS", "networks", "['10.1.0.0/16'], with the network's own address"),
+        ("TENANT_SERVER_PORTS", "ports", "[25, 465, 587, 2525], as numbers"),
+    ):
+        given = conf.get(name)
+        try:
+            if not isinstance(given, (list, tuple)):
+                raise ValueError(f"{given!r} is not a list")
+            Guard(**{option: tuple(given)})
+        except ValueError as error:
+            yield Error(
+                f"MAILPOOL[{name!r}] can't be used: {error}.",
+                hint=f"Write it like {example}. Until then nothing is sent over tenants' servers.",
+                id="mailpool.E008",
+            )
 
 
 @register(Tags.security)

@@ -11,6 +11,7 @@ from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
+from mailpool.guard import MAIL_PORTS, Guard
 from mailpool.secret import Secret
 
 TENANT_MODEL_SETTING = "MAILPOOL_TENANT_MODEL"
@@ -31,6 +32,8 @@ DEFAULTS: dict[str, Any] = {
     "KEEP_ORDER": True,  # within a credential; False: one call uses several of its connections
     "AUTH_FAILURE_PAUSE": 60.0,  # after a refused login, the same login fails at once
     "EHLO_HOSTNAME": None,  # None: this machine's own name
+    "TENANT_SERVER_NETWORKS": (),  # where tenants' servers may be, beside public addresses
+    "TENANT_SERVER_PORTS": MAIL_PORTS,
 }
 
 
@@ -77,6 +80,22 @@ def get(name: str) -> Any:
 def is_seconds(value: object) -> bool:
     """Whether *value* is a number that can be a time."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def tenant_guard() -> Guard:
+    """Where connections to tenants' own servers may go.
+
+    ``ImproperlyConfigured`` where the settings can't be read: then they go nowhere.
+    """
+    try:
+        return Guard(
+            networks=tuple(get("TENANT_SERVER_NETWORKS")), ports=tuple(get("TENANT_SERVER_PORTS"))
+        )
+    except (TypeError, ValueError) as error:
+        raise ImproperlyConfigured(
+            "TENANT_SERVER_NETWORKS or TENANT_SERVER_PORTS of MAILPOOL can't be used, so no "
+            f"server of a tenant is: {error}."
+        ) from error
 
 
 def encryption_keys() -> tuple[Secret, ...]:

@@ -26,6 +26,7 @@ from mailpool import conf, signals
 from mailpool.exceptions import DeliveryUnknown, PoolTimeout, SecretError
 from mailpool.models import Credential, MailServer
 from mailpool.rendering import render
+from mailpool.routing import require_own_server
 from mailpool.smtp import Attempt, PoolStats, SessionParams, SessionPool, Transmitter
 
 logger = logging.getLogger("mailpool")
@@ -192,8 +193,10 @@ def resolve(jobs: Sequence[Job], route: Route) -> None:
 def session_params(credential: Credential) -> SessionParams:
     """How to connect for *credential*: the only way from the database to a connection.
 
-    Raises ``SecretError`` where the password is missing or does not decrypt.
+    Raises ``SecretError`` where the password is missing or does not decrypt, ``NoRoute`` where
+    the server is another tenant's.
     """
+    require_own_server(credential)
     password = credential.password
     if credential.username and not password:
         raise SecretError(f"No password is stored for {credential}. Enter it in the admin.")
@@ -212,6 +215,7 @@ def server_params(server: MailServer, **identity: str) -> SessionParams:
         port=server.port,
         security=server.security,  # type: ignore[arg-type]  # its choices are the same words
         ca_certificate=server.ca_certificate,
+        guard=server.guard,
         local_hostname=conf.get("EHLO_HOSTNAME") or DNS_NAME.get_fqdn(),
         timeout=server.timeout,
         connect_timeout=server.connect_timeout,

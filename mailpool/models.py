@@ -14,8 +14,11 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool import conf
 from mailpool.addresses import parse_mailbox
+from mailpool.exceptions import ServerNotAllowed
+from mailpool.guard import Guard
 from mailpool.validators import (
     is_loopback,
+    literal_addresses,
     normalize_sender,
     validate_ca_certificate,
     validate_from_address,
@@ -86,6 +89,19 @@ class MailServer(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     name = models.CharField(
         _("name"), max_length=100, unique=True, help_text=_("What operators call this server.")
+    )
+    tenant = models.ForeignKey(
+        conf.tenant_model(),
+        # Never SET_NULL: a deleted tenant's server would become everybody's, and unguarded.
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="mailpool_servers",
+        verbose_name=_("tenant"),
+        help_text=_(
+            "Empty: the operator's own server, for everybody. A tenant's server is for that tenant "
+            "alone, and has to be at a public address and a mail port."
+        ),
     )
     host = models.CharField(
         _("host"),
@@ -236,8 +252,19 @@ class MailServer(models.Model):
         """Whether a password may be sent: over TLS, or in clear text to this very machine."""
         return self.security != self.Security.PLAIN or is_loopback(self.host)
 
+    @property
+    def guard(self) -> Guard | None:
+        """Where connections to it may go; ``None``: anywhere. ``ImproperlyConfigured`` at worst."""
+        return None if self.tenant_id is None else conf.tenant_guard()
+
+    def is_open_to(self, credential: Credential) -> bool:
+        """Whether *credential* may use it: everybody may, or those of its own tenant."""
+        return self.tenant_id is None or _scope(self) == credential.get_scope()
+
     def clean(self) -> None:
         self.host = self.host.strip()
+        if self.tenant_id is not None:
+            self._clean_owned()
         if not self.allows_login and self.credentials.exclude(username="").exists():
             # Of no field, since the list's form does not have them all.
             raise ValidationError(
@@ -246,6 +273,27 @@ class MailServer(models.Model):
                     "clear text. Choose STARTTLS or implicit TLS."
                 )
             )
+
+    def _clean_owned(self) -> None:
+        """What is asked of a tenant's server. Of no field, here too."""
+        if self.credentials.exclude(tenant=self.tenant_id).exists():
+            raise ValidationError(
+                _("Credentials of others use this server, so it can't be that tenant's own.")
+            )
+        # What can be seen by now. Where a name leads is seen by whoever connects, each time.
+        if self.host and self.port:
+            try:
+                conf.tenant_guard().check(self.host, self.port, literal_addresses(self.host))
+            except (ServerNotAllowed, ImproperlyConfigured) as error:
+                raise ValidationError(str(error)) from None
+
+
+def _scope(row: MailServer | Credential) -> str:
+    """The tenant's key as text, ``""`` for none: keys may have been given in other spellings."""
+    if row.tenant_id is None:
+        return ""
+    key = cast("models.ForeignKey[Any, Any]", row._meta.get_field("tenant")).target_field
+    return str(key.to_python(row.tenant_id))
 
 
 class ScopeField(models.CharField):  # type: ignore[type-arg]
@@ -295,7 +343,8 @@ class Credential(models.Model):
     )
     server = models.ForeignKey(
         MailServer,
-        on_delete=models.PROTECT,
+        # Not PROTECT: a tenant that is deleted takes credentials and servers of its own along.
+        on_delete=models.RESTRICT,
         related_name="credentials",
         verbose_name=_("mail server"),
     )
@@ -411,11 +460,7 @@ class Credential(models.Model):
 
     def get_scope(self) -> str:
         """The tenant's key as text, ``""`` for the site itself."""
-        if self.tenant_id is None:
-            return ""
-        # A key may have been given in another spelling.
-        key = cast("models.ForeignKey[Any, Any]", self._meta.get_field("tenant")).target_field
-        return str(key.to_python(self.tenant_id))
+        return _scope(self)
 
     def clean(self) -> None:
         self.username = self.username.strip()
@@ -432,6 +477,11 @@ class Credential(models.Model):
                     "The password would travel to “%(server)s” in clear text. Choose STARTTLS or "
                     "implicit TLS for that server."
                 ),
+                params={"server": server.name},
+            )
+        if server and not server.is_open_to(self):
+            raise ValidationError(
+                _("The mail server “%(server)s” belongs to another tenant."),
                 params={"server": server.name},
             )
         others = Credential.objects.exclude(pk=self.pk).filter(scope=self.get_scope())

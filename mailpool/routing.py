@@ -165,6 +165,19 @@ def is_usable(credential: Credential) -> bool:
     )
 
 
+def require_own_server(credential: Credential) -> None:
+    """Raise ``NoRoute`` where *credential*'s server is another tenant's.
+
+    No form lets that happen; ``update()`` and SQL do. Another credential does not step in:
+    somebody has to look.
+    """
+    if not credential.server.is_open_to(credential):
+        raise NoRoute(
+            f"{credential} may not be used: its mail server belongs to another tenant. Choose a "
+            "server of everybody's or of its own tenant."
+        )
+
+
 def header_from(message: EmailMessage) -> Mailbox:
     """The address in the From header, which is what readers see and senders are checked by."""
     return parse_mailbox(message.extra_headers.get("From", message.from_email))

@@ -14,6 +14,8 @@ from mailpool.addresses import Mailbox, parse_mailbox
 from mailpool.exceptions import InvalidMessage
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+# No top-level domain looks like that, and resolvers take it for an address: 0x7f.1 is 127.0.0.1.
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 
 
 def validate_host(value: str) -> None:
@@ -33,7 +35,11 @@ def validate_host(value: str) -> None:
     except UnicodeError:
         ascii_name = ""
     labels = ascii_name.removesuffix(".").split(".")
-    if len(ascii_name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+    if (
+        len(ascii_name) > 253
+        or not all(_LABEL.fullmatch(label) for label in labels)
+        or _NUMBER.fullmatch(labels[-1])
+    ):
         raise ValidationError(_("Enter a host name such as smtp.example.com, or an IP address."))
 
 
@@ -43,6 +49,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.rstrip(".").lower() == "localhost"
+
+
+def literal_addresses(host: str) -> list[str]:
+    """The addresses that *host* can be seen to have without asking anybody."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return ["127.0.0.1"] if is_loopback(host) else []
+    return [host]
 
 
 def validate_ca_certificate(value: str) -> None:

@@ -26,8 +26,10 @@ from mailpool.exceptions import (
     PoolTimeout,
     RouteError,
     SecretError,
+    ServerNotAllowed,
 )
 from mailpool.models import Credential, MailServer
+from mailpool.routing import require_own_server
 from mailpool.smtp import Handshake, Session, SessionParams
 
 StepStatus = Literal["ok", "failed", "skipped"]
@@ -72,6 +74,7 @@ class Report:
 
 def _titles() -> dict[str, str]:
     return {
+        "owner": _("Check whose server it is"),
         "secret": _("Decrypt the password"),
         "resolve": _("Find the host"),
         "connect": _("Connect"),
@@ -100,7 +103,9 @@ def verify_credential(credential: Credential, *, recipient: str | None = None) -
     """
     sender = _own_address(credential)
     target = _full_address(recipient) if recipient else sender
-    report = _verify(lambda: delivery.session_params(credential), credential.server, sender, target)
+    report = _verify(
+        lambda: delivery.session_params(credential), credential.server, sender, target, credential
+    )
     if report.ok:
         delivery.get_pool().forgive(str(credential.pk))
     return report
@@ -111,8 +116,12 @@ def _verify(
     server: MailServer,
     sender: str = "",
     recipient: str = "",
+    credential: Credential | None = None,
 ) -> Report:
     report = Report(f"{server.host}:{server.port}")
+    if credential and not _run(report, "owner", lambda: _check_owner(credential)):
+        return report
+    report.steps.clear()  # worth a word only if it fails
     made: list[SessionParams] = []
 
     def decrypt() -> str:
@@ -134,6 +143,11 @@ def _verify(
     finally:
         session.close()
     return report
+
+
+def _check_owner(credential: Credential) -> str:
+    require_own_server(credential)
+    return ""
 
 
 def _offer(report: Report, session: Session, sender: str, recipient: str) -> None:
@@ -272,6 +286,13 @@ def _advice() -> list[tuple[type[Exception] | tuple[type[Exception], ...], str]]
             _("Look for the message in the account's Sent folder before you send it again."),
         ),
         (InvalidMessage, _("Correct the address.")),
+        (
+            ServerNotAllowed,
+            _(
+                "Correct host and port. Only for a place that any tenant may reach: allow it in "
+                "the settings."
+            ),
+        ),
         (MailpoolError, _("See the documentation of mailpool's errors.")),
         (
             socket.gaierror,

@@ -66,6 +66,28 @@ SETTINGS = [
         {"ENCRYPTION_KEYS": [KEY], "REQUEST_TENANT": f"{__name__}.not_callable_here"},
         {"W002"},
     ),
+    *(
+        (f"tenant servers {wrong}", {"ENCRYPTION_KEYS": [KEY], **wrong}, {"E008"})
+        for wrong in (
+            {"TENANT_SERVER_NETWORKS": "10.0.0.0/8"},
+            {"TENANT_SERVER_NETWORKS": None},
+            {"TENANT_SERVER_NETWORKS": ["10.0.0.1/8"]},
+            {"TENANT_SERVER_NETWORKS": ["mail.example.com"]},
+            {"TENANT_SERVER_NETWORKS": [10]},
+            {"TENANT_SERVER_PORTS": 587},
+            {"TENANT_SERVER_PORTS": ["587"]},
+            {"TENANT_SERVER_PORTS": [0]},
+        )
+    ),
+    (
+        "tenant servers",
+        {
+            "ENCRYPTION_KEYS": [KEY],
+            "TENANT_SERVER_NETWORKS": ["10.1.0.0/16", "fd00::/8", "192.0.2.7"],
+            "TENANT_SERVER_PORTS": (587, 10025),
+        },
+        set(),
+    ),
     ("keys as text", {"ENCRYPTION_KEYS": KEY}, {"E010"}),
     ("keys as bytes", {"ENCRYPTION_KEYS": [KEY.encode()]}, {"E010"}),
     ("no keys", {"ENCRYPTION_KEYS": []}, {"E012"}),

@@ -148,11 +148,14 @@ class AccountFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
             )
 
 
-def choose_by_typing(request: HttpRequest, site: admin.AdminSite) -> tuple[str, ...]:
-    """The relations of a credential with too many rows for a list to choose from."""
+def choose_by_typing(
+    request: HttpRequest, site: admin.AdminSite, names: Sequence[str] = ("tenant", "server")
+) -> tuple[str, ...]:
+    """The relations with too many rows for a list to choose from."""
     tenants = Credential._meta.get_field("tenant").related_model
     many = []
-    for name, model in (("tenant", tenants), ("server", MailServer)):
+    for name in names:
+        model = tenants if name == "tenant" else MailServer
         page = site._registry.get(model)
         if (
             page is not None

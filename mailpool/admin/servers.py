@@ -11,9 +11,10 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
+from mailpool import conf
 from mailpool.admin.actions import set_field
 from mailpool.admin.connections import ConnectionsPage
-from mailpool.admin.credentials import CredentialInline
+from mailpool.admin.credentials import CredentialInline, choose_by_typing
 from mailpool.admin.moving import MovePage
 from mailpool.admin.secrecy import SecretiveAdmin
 from mailpool.admin.verify import ServerVerification
@@ -35,8 +36,19 @@ class MailServerAdmin(ServerVerification, MovePage, ConnectionsPage, SecretiveAd
     change_list_template = "admin/mailpool/server_list.html"
     inlines = (CredentialInline,)
     # The switch early, so that it is there on a phone.
-    list_display = ("name", "maintain_connection", "address", "encryption", "tenants", "is_active")
+    list_display = (
+        "name",
+        "maintain_connection",
+        "address",
+        "encryption",
+        "tenant",
+        "tenants",
+        "is_active",
+    )
+    list_select_related = ("tenant",)
     list_editable = ("maintain_connection",)
+    # The model's own is dropped from a query that counts, as the choice by typing makes it.
+    ordering = ("name", "pk")
     search_fields = ("name", "host")
     actions = ("maintain", "do_not_maintain")
     fieldsets = (
@@ -45,6 +57,7 @@ class MailServerAdmin(ServerVerification, MovePage, ConnectionsPage, SecretiveAd
             {
                 "fields": (
                     "name",
+                    "tenant",
                     ("host", "port"),
                     "security",
                     "timeout",
@@ -73,6 +86,12 @@ class MailServerAdmin(ServerVerification, MovePage, ConnectionsPage, SecretiveAd
             },
         ),
     )
+
+    def get_autocomplete_fields(self, request: HttpRequest) -> tuple[str, ...]:
+        return choose_by_typing(request, self.admin_site, ("tenant",))
+
+    def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
+        return (*super().get_search_fields(request), f"tenant__{conf.get('TENANT_SLUG_FIELD')}")
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> list[Any]:
         # A form with a hundred accounts is too large to be sent; the page links to the list then.

@@ -7,12 +7,16 @@ from django.apps import apps
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core import checks
+from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage, send_mail
 from django.core.management import CommandError, call_command
 from django.db import connection
 
 import mailpool
+import mailpool.testing
+from mailpool.delivery import session_params
 from mailpool.exceptions import NoRoute
+from mailpool.guard import Guard
 from mailpool.models import Credential, MailServer
 
 if settings.MAILPOOL_TENANT_MODEL == "mailpool.Tenant":
@@ -47,6 +51,26 @@ def test_shops_are_tenants(shop, credential, mailpool_outbox):
         send_mail("hello", "text", "x@example.com", ["a@example.com"])
     assert [captured.tenant for captured in mailpool_outbox] == [shop] * 4
     assert credential.scope == str(shop.pk)
+
+
+def test_shops_have_servers_of_their_own(shop, credential):
+    other = apps.get_model("swapped.Shop").objects.create(code="other")
+    MailServer.objects.update(tenant=other)
+    message = EmailMessage("hello", "text", "x@example.com", ["a@example.com"])
+    message.tenant = shop
+    with mailpool.testing.capture(), pytest.raises(NoRoute, match="belongs to another tenant"):
+        message.send()
+    credential.server.tenant = other
+    with pytest.raises(ValidationError, match="belongs to another tenant"):
+        credential.full_clean()
+    credential.server.tenant = shop
+    credential.tenant_id = str(shop.pk)  # as a form may have it
+    credential.full_clean()
+    credential.server.full_clean()
+    credential.server.save()
+    assert session_params(Credential.objects.get()).guard == Guard()
+    shop.delete()
+    assert not MailServer.objects.exists()
 
 
 def test_inactive_shop_sends_nothing(shop, credential, mailpool_outbox):

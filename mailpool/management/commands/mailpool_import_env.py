@@ -9,6 +9,7 @@ import environ
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
+from django.db.models import Q
 
 from mailpool.management.base import MailpoolCommand, find_tenant
 from mailpool.models import Credential, MailServer, Sender
@@ -42,7 +43,7 @@ class Command(MailpoolCommand):
         tenant = None if options["tenant"] is None else find_tenant(options["tenant"])
         try:
             with transaction.atomic():
-                server, server_is_new = _store_server(account, options["name"])
+                server, server_is_new = _store_server(account, tenant, options["name"])
                 credential, is_new = _store_credential(account, tenant, server, options)
                 if options["dry_run"]:
                     transaction.set_rollback(True)
@@ -106,9 +107,12 @@ def _unreadable(variable: str) -> CommandError:
     )
 
 
-def _store_server(account: dict[str, Any], name: str | None) -> tuple[MailServer, bool]:
+def _store_server(
+    account: dict[str, Any], tenant: Any, name: str | None
+) -> tuple[MailServer, bool]:
     where = {key: account[key] for key in ("host", "port", "security")}
-    server = MailServer.objects.filter(**where).order_by("pk").first()
+    usable = Q(tenant=None) | Q(tenant=tenant)  # not one that another tenant named
+    server = MailServer.objects.filter(usable, **where).order_by("pk").first()
     if server is not None:
         return server, False
     name = name or account["host"]
