@@ -6,6 +6,7 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.conf import settings
+from django.db.models.signals import post_migrate
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import conf
@@ -26,6 +27,7 @@ class MailpoolConfig(AppConfig):
             setattr(settings, conf.TENANT_MODEL_SETTING, conf.tenant_model())
 
     def ready(self) -> None:
-        from mailpool import checks, invalidation  # noqa: F401
+        from mailpool import checks, invalidation, marker  # noqa: F401
 
         conf.require_tenant_model()
+        post_migrate.connect(marker.mark_new, sender=self, dispatch_uid="mailpool.marker")

@@ -16,10 +16,10 @@ from django.db import DatabaseError, connections, router
 from django.db.models import CharField, TextField
 from django.utils.module_loading import import_string
 
-from mailpool import conf
+from mailpool import conf, marker
 from mailpool.exceptions import SecretError
 from mailpool.guard import Guard
-from mailpool.models import Credential
+from mailpool.models import Credential, SiteMarker
 from mailpool.validators import validate_host
 from mailpool.vault import get_keyring
 from mailpool.vault.keyring import parse_key
@@ -50,6 +50,7 @@ def check_settings(
     return [
         *_unknown_names(value),
         *_numbers(value),
+        *_site(),
         *_tenants(),
         *_request_tenant(),
         *_tenant_servers(),
@@ -108,6 +109,19 @@ def _is_host_name(text: str) -> bool:
     except ValidationError:
         return text.startswith("[") and text.endswith("]")  # an address literal
     return text.isascii()
+
+
+def _site() -> Iterator[CheckMessage]:
+    name = conf.get("SITE")
+    longest = SiteMarker._meta.get_field("name").max_length or 0
+    if name is None or (isinstance(name, str) and 0 < len(name.strip()) <= longest):
+        return
+    yield Error(
+        f"MAILPOOL['SITE'] is {name!r}.",
+        hint=f"Name this installation in up to {longest} characters, such as 'production', or "
+        "leave the setting out.",
+        id="mailpool.E009",
+    )
 
 
 def _tenants() -> Iterator[CheckMessage]:
@@ -416,6 +430,8 @@ def check_stored_secrets(
     try:
         if Credential._meta.db_table not in connections[alias].introspection.table_names():
             return []
+        if marker.own() and marker.is_foreign(marker.read()):
+            return []  # its key does not belong here; the check below says what to do
         usage = key_usage()
         if not usage:
             return []
@@ -446,3 +462,22 @@ def check_stored_secrets(
         for key, count in sorted(usage.items())
         if key not in keyring.key_ids
     ]
+
+
+@register(Tags.database)
+def check_marker(
+    app_configs: Sequence[AppConfig] | None = None,
+    databases: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> list[CheckMessage]:
+    """A database that was copied from another site, and not scrubbed."""
+    alias = router.db_for_read(Credential)
+    if marker.own() is None or alias not in (databases or ()):
+        return []
+    try:
+        found = marker.read()
+    except DatabaseError:
+        return []  # not migrated, or it does not answer, which others report
+    if not marker.is_foreign(found):
+        return []
+    return [Warning(marker.describe(found), hint=marker.advice(), id="mailpool.W030")]

@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "EHLO_HOSTNAME": None,  # None: this machine's own name
     "TENANT_SERVER_NETWORKS": (),  # where tenants' servers may be, beside public addresses
     "TENANT_SERVER_PORTS": MAIL_PORTS,
+    "SITE": None,  # name of this installation; None: databases are not told apart
 }
 
 

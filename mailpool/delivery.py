@@ -22,7 +22,7 @@ from django.core.mail import EmailMessage
 from django.core.mail.utils import DNS_NAME
 from django.core.signals import setting_changed
 
-from mailpool import conf, signals
+from mailpool import conf, marker, signals
 from mailpool.exceptions import DeliveryUnknown, PoolTimeout, SecretError
 from mailpool.models import Credential, MailServer
 from mailpool.rendering import render
@@ -193,9 +193,10 @@ def resolve(jobs: Sequence[Job], route: Route) -> None:
 def session_params(credential: Credential) -> SessionParams:
     """How to connect for *credential*: the only way from the database to a connection.
 
-    Raises ``SecretError`` where the password is missing or does not decrypt, ``NoRoute`` where
-    the server is another tenant's.
+    Raises ``WrongSite`` where the database is another site's, ``NoRoute`` where the server is
+    another tenant's, ``SecretError`` where the password is missing or does not decrypt.
     """
+    marker.require_own(credential)
     require_own_server(credential)
     password = credential.password
     if credential.username and not password:

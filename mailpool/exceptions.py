@@ -25,6 +25,7 @@ __all__ = [
     "SecretError",
     "SenderNotAllowed",
     "ServerNotAllowed",
+    "WrongSite",
 ]
 
 
@@ -62,6 +63,10 @@ class PoolTimeout(MailpoolError):
 
 class SecretError(MailpoolError):
     """A stored secret cannot be encrypted or decrypted. The text never contains the secret."""
+
+
+class WrongSite(MailpoolError):
+    """The database is another site's, so its credentials are not used. Nothing was sent."""
 
 
 class DeliveryUnknown(MailpoolError, smtplib.SMTPException):

@@ -31,6 +31,24 @@ if apps.apps_ready and not apps.is_installed("mailpool"):
     raise ImproperlyConfigured("mailpool is used but not installed: add it to INSTALLED_APPS.")
 
 
+class SiteMarker(models.Model):
+    """The one row that says which site this database belongs to; a copy has it as well."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
+    name = models.CharField(_("name"), max_length=100)
+
+    class Meta:
+        default_permissions = ()  # nobody edits it: ``mailpool_scrub`` does
+        verbose_name = _("site marker")
+        verbose_name_plural = _("site markers")
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=models.Q(id=1), name="mailpool_sitemarker_one_row"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Tenant(models.Model):
     """A customer, brand or department; used where ``MAILPOOL_TENANT_MODEL`` names no other."""
 

@@ -18,7 +18,7 @@ from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
 from django.db.models import F, Manager, Model, Q
 
-from mailpool import conf
+from mailpool import conf, marker
 from mailpool.addresses import Mailbox, parse_mailbox
 from mailpool.context import TenantRef, current_tenant
 from mailpool.exceptions import AmbiguousRoute, NoRoute, SenderNotAllowed
@@ -126,6 +126,8 @@ class Router:
             .annotate(sender_address=F("senders__address"))
             .order_by()
         )
+        if marker.own() is not None:
+            rows = rows.annotate(site_marker=marker.COLUMN)
         found: dict[Any, Account] = {}
         for row in rows:
             account = found.setdefault(row.pk, Account(row, set()))

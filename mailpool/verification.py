@@ -27,6 +27,7 @@ from mailpool.exceptions import (
     RouteError,
     SecretError,
     ServerNotAllowed,
+    WrongSite,
 )
 from mailpool.models import Credential, MailServer
 from mailpool.routing import require_own_server
@@ -293,6 +294,7 @@ def _advice() -> list[tuple[type[Exception] | tuple[type[Exception], ...], str]]
                 "the settings."
             ),
         ),
+        (WrongSite, _("This keeps a copy of a database from sending as its customers.")),
         (MailpoolError, _("See the documentation of mailpool's errors.")),
         (
             socket.gaierror,

@@ -1,4 +1,4 @@
-"""The six commands: what they say, what they change, and how they exit."""
+"""The commands: what they say, what they change, and how they exit."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
+from mailpool import marker
 from mailpool.management.base import (
     EXIT_STATUS,
     MailpoolCommand,
@@ -29,6 +30,7 @@ class Command(MailpoolCommand):
         parser.add_argument("--json", action="store_true", help="Every step, for a machine.")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        marker.require_own()  # not even a login as another site's customers
         credentials = list(chosen_credentials(options))
         was_chosen = any(options[name] is not None for name in ("tenant", "server", "credential"))
         if options["credential"] is None:

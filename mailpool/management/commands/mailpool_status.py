@@ -7,7 +7,7 @@ from typing import Any
 from django.apps import apps
 from django.core.management.base import CommandParser
 
-from mailpool import conf, delivery, rotation
+from mailpool import conf, delivery, marker, rotation
 from mailpool.management.base import EXIT_STATUS, MailpoolCommand
 from mailpool.models import Credential, MailServer
 from mailpool.vault import get_keyring
@@ -28,7 +28,10 @@ class Command(MailpoolCommand):
             self.print_json(status)
         else:
             self._print(status)
-        self.exit_with(bool(status["unreadable"] or not status["keys"]))
+        self.exit_with(
+            bool(status["unreadable"] or not status["keys"])
+            or marker.is_foreign(status["site"]["database_belongs_to"])
+        )
 
     def _print(self, status: dict[str, Any]) -> None:
         self.stdout.write("Encryption keys, newest first")
@@ -45,6 +48,14 @@ class Command(MailpoolCommand):
         )
         for place in status["unreadable"]:
             self.stdout.write(f"\nDoes not open: {place}. Enter it again, or put its key back.")
+        found = status["site"]["database_belongs_to"]
+        if marker.is_foreign(found):
+            self.stdout.write(f"\n{marker.describe(found)}\n{marker.advice()}")
+        elif status["site"]["name"]:
+            self.stdout.write(
+                f"\nThis site is “{status['site']['name']}”, and the database "
+                + ("is its own." if found else "has no marker: run migrate.")
+            )
 
 
 def _status() -> dict[str, Any]:
@@ -71,6 +82,7 @@ def _status() -> dict[str, Any]:
             "credentials": _count(Credential),
         },
         "unreadable": rotation.unreadable(),
+        "site": {"name": marker.own(), "database_belongs_to": marker.read()},
         "pool": delivery.stats().as_dict(),
     }
 

@@ -1,0 +1,104 @@
+"""Makes the copy of a database harmless: no secret is left in it, and no credential is active."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import models, router
+from django.db.models import ExpressionWrapper, F, Q
+
+from mailpool import delivery, marker
+from mailpool.models import Credential
+from mailpool.rotation import encrypted_fields
+from mailpool.vault import EncryptedTextField
+
+BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What a scrubbed database has none of; false if there is nothing."""
+
+    active: int
+    """Credentials that are switched on."""
+
+    secrets: dict[str, int]
+    """``app.Model.field`` → how many rows hold a secret in it; of every encrypted field."""
+
+    def __bool__(self) -> bool:
+        return bool(self.active or self.total)
+
+    @property
+    def total(self) -> int:
+        return sum(self.secrets.values())
+
+
+def find() -> Remains:
+    """Count what there is to remove. Nothing is decrypted, so no key is needed."""
+    return Remains(
+        active=_rows(Credential).filter(is_active=True).count(),
+        secrets={
+            f"{model._meta.label}.{found.name}": _rows(model, found).filter(stored__gt="").count()
+            for model, found in _fields()
+        },
+    )
+
+
+def scrub(*, progress: Callable[[int], None] = lambda done: None) -> Remains:
+    """Switch off every credential, remove every secret, and make the database this site's.
+
+    Each batch stands as soon as it is written: interrupted, it goes on when it is run again. The
+    marker comes last, so until then a site with a name of its own sends nothing. Returns what
+    somebody entered meanwhile; if there is any, the marker stays as it was. *progress* is called
+    with the number of secrets removed.
+    """
+    # First, and all at once: from here on nothing is sent, however long the rest takes.
+    _rows(Credential).filter(is_active=True).update(is_active=False)
+    done = 0
+    for model, found in _fields():
+        for keys in _batches(model, found):
+            done += _rows(model).filter(pk__in=keys).update(**_blank(model, found))
+            progress(done)
+    delivery.close_connections()
+    left = find()
+    if not left:
+        marker.write(marker.own())
+    return left
+
+
+def _fields() -> list[tuple[type[models.Model], EncryptedTextField]]:
+    # A column that a model inherits from another one's table is that one's.
+    return [(model, found) for model, found in encrypted_fields() if found.model is model]
+
+
+def _rows(model: type[models.Model], found: EncryptedTextField | None = None) -> Any:
+    """All rows of *model*, with the column of *found* as ``stored``: text that can be compared.
+
+    Past the managers, which may hide rows, and past the querysets, which may refuse to update.
+    """
+    rows: models.QuerySet[Any] = models.QuerySet(model).using(router.db_for_write(model)).order_by()
+    if found is None:
+        return rows
+    return rows.alias(stored=ExpressionWrapper(F(found.name), output_field=models.TextField()))
+
+
+def _batches(model: type[models.Model], found: EncryptedTextField) -> Iterator[list[Any]]:
+    """The keys of the rows in which something is to be blanked."""
+    holds = Q(stored__gt="")
+    for name in _blank(model, found).keys() - {found.name}:
+        holds |= Q(**{f"{name}__isnull": False})
+    rows = _rows(model, found).filter(holds).order_by("pk").values_list("pk", flat=True)
+    last: Any = None
+    while keys := list((rows if last is None else rows.filter(pk__gt=last))[:BATCH]):
+        yield keys
+        last = keys[-1]
+
+
+def _blank(model: type[models.Model], found: EncryptedTextField) -> dict[str, Any]:
+    """What is written into a row: no secret, and no date on which it was set."""
+    values: dict[str, Any] = {found.name: ""}
+    if found.changed_at and model._meta.get_field(found.changed_at).null:
+        values[found.changed_at] = None
+    return values
