@@ -15,7 +15,8 @@ from django.utils import timezone
 
 from mailpool.exceptions import SecretError
 from mailpool.secret import Secret
-from mailpool.vault.keyring import Sealed, get_keyring
+from mailpool.vault.keyring import Sealed
+from mailpool.vault.keys import get_keyring
 
 
 class _Decrypting(property):
