@@ -25,6 +25,7 @@ __all__ = [
     "SecretError",
     "SenderNotAllowed",
     "ServerNotAllowed",
+    "TooManyAttempts",
     "WrongSite",
 ]
 
@@ -63,6 +64,17 @@ class PoolTimeout(MailpoolError):
 
 class SecretError(MailpoolError):
     """A stored secret cannot be encrypted or decrypted. The text never contains the secret."""
+
+
+class TooManyAttempts(MailpoolError):
+    """A tenant has tried too often to save or to verify an account; *seconds* to wait."""
+
+    def __init__(self, text: str, seconds: int) -> None:
+        self.seconds = seconds
+        super().__init__(text)
+
+    def __reduce__(self) -> tuple[type[TooManyAttempts], tuple[object, ...]]:
+        return type(self), (str(self), self.seconds)
 
 
 class WrongSite(MailpoolError):
