@@ -63,8 +63,8 @@ class TenantCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
         help_texts = {
             "username": _("Often your whole mail address."),
             "default_from": _(
-                "Whom messages come from, for example Shop <shop@example.com>. Empty: it depends "
-                "on the message."
+                "Whom messages come from, for example shop@example.com, with or without a name. "
+                "Empty: it depends on the message."
             ),
         }
 

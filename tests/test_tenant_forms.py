@@ -410,6 +410,8 @@ def test_every_input_has_a_label(as_bob):
     for name in ("host", "port", "security", "username", "password", "default_from"):
         assert f'<label for="id_{name}">' in page
         assert f'id="id_{name}"' in page
+    for field in TenantCredentialForm(tenant=Tenant.objects.get()).fields.values():
+        assert not re.search("[<>&]", str(field.help_text))  # shown as it is
 
 
 # Where
