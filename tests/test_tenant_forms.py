@@ -17,7 +17,7 @@ from django.core.mail import EmailMessage
 from django.db import connection
 from django.db.models.signals import pre_save
 from django.test import Client
-from django.urls import include, path
+from django.urls import include, path, resolve
 
 from mailpool import attempts, delivery, selfservice
 from mailpool.backends import EmailBackend
@@ -412,6 +412,13 @@ def test_every_input_has_a_label(as_bob):
         assert f'id="id_{name}"' in page
     for field in TenantCredentialForm(tenant=Tenant.objects.get()).fields.values():
         assert not re.search("[<>&]", str(field.help_text))  # shown as it is
+
+
+def test_no_transaction_is_open_while_a_server_is_waited_for(bob):
+    credential = own(bob)
+    for page, waits in (("verify/", True), ("test/", True), ("revoke/", False), ("edit/", False)):
+        view = resolve(url(credential, page)).func
+        assert bool(getattr(view, "_non_atomic_requests", None)) is waits, page
 
 
 # Where
