@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, cast
 
 from django.apps import apps
@@ -12,8 +12,10 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, transaction
 from django.utils.translation import gettext_lazy as _
 
-from mailpool import conf
+from mailpool import changes, conf
 from mailpool.addresses import parse_mailbox
+from mailpool.audit import AuditEntry as AuditEntry
+from mailpool.changes import Audited, AuditedQuerySet
 from mailpool.exceptions import ServerNotAllowed
 from mailpool.guard import Guard
 from mailpool.validators import (
@@ -327,7 +329,7 @@ class ScopeField(models.CharField):  # type: ignore[type-arg]
         return scope
 
 
-class CredentialQuerySet(EncryptedQuerySet):
+class CredentialQuerySet(EncryptedQuerySet, AuditedQuerySet):  # type: ignore[override]
     """Keeps the encrypted password and the tenant's scope out of reach of bulk updates."""
 
     def update(self, **kwargs: Any) -> int:
@@ -336,7 +338,7 @@ class CredentialQuerySet(EncryptedQuerySet):
         return super().update(**kwargs)
 
 
-class SenderQuerySet(models.QuerySet["Sender"]):
+class SenderQuerySet(AuditedQuerySet):
     """Keeps what is derived from other columns out of reach of bulk updates."""
 
     def update(self, **kwargs: Any) -> int:
@@ -345,7 +347,7 @@ class SenderQuerySet(models.QuerySet["Sender"]):
         return super().update(**kwargs)
 
 
-class Credential(models.Model):
+class Credential(Audited):
     """One login at one mail server, of one tenant or of the site itself."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -450,6 +452,10 @@ class Credential(models.Model):
                 scope = self.get_scope()
                 models.QuerySet.update(self.senders.exclude(scope=scope), scope=scope)
 
+    @classmethod
+    def describe(cls, found: Sequence[changes.Change]) -> list[AuditEntry]:
+        return changes.of_credentials(found)
+
     @property
     def _password_field(self) -> EncryptedTextField:
         return cast("EncryptedTextField", self._meta.get_field("password"))
@@ -535,8 +541,10 @@ class SenderAddressField(models.CharField):  # type: ignore[type-arg]
         return address
 
 
-class Sender(models.Model):
+class Sender(Audited):
     """An address, or all of a domain, that a credential may send as."""
+
+    is_part = True
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     credential = models.ForeignKey(
@@ -568,6 +576,10 @@ class Sender(models.Model):
 
     def __str__(self) -> str:
         return str(self.address)
+
+    @classmethod
+    def describe(cls, found: Sequence[changes.Change]) -> list[AuditEntry]:
+        return changes.of_senders(found)
 
     def get_scope(self) -> str:
         """The scope of the credential that the sender belongs to, as the database has it."""

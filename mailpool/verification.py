@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
-from django.utils import timezone
+from django.utils import timezone, translation
 from django.utils.translation import gettext as _
 
-from mailpool import delivery
+from mailpool import audit, delivery
 from mailpool.addresses import parse_mailbox
 from mailpool.exceptions import (
     DeliveryUnknown,
@@ -180,6 +180,9 @@ def verify_credential(
     )
     if report.ok:
         delivery.get_pool().forgive(str(credential.pk))
+    with translation.override(None):  # the record has one language
+        outcome = f"failed: {_titles()[report.failure.key]}" if report.failure else "ok"
+    audit.note(audit.Action.VERIFIED, credential, outcome, only_news=True)
     return report
 
 
@@ -323,7 +326,9 @@ def send_test_message(
             raise NoRoute(reason)
         return credential
 
-    return delivery.deliver([message], route, deadline=deadline)[0]
+    result = delivery.deliver([message], route, deadline=deadline)[0]
+    audit.note(audit.Action.TEST_SENT, credential, f"to {recipient}: {result.status}")
+    return result
 
 
 def switched_off(credential: Credential) -> str:

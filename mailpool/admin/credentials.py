@@ -18,7 +18,9 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import conf
+from mailpool.admin.acting import RecordedAdmin
 from mailpool.admin.actions import set_field
+from mailpool.admin.audit import TrailLink
 from mailpool.admin.secrecy import SecretiveAdmin, SecretSubmissions
 from mailpool.admin.verify import CredentialVerification
 from mailpool.exceptions import InvalidMessage, SecretError
@@ -204,7 +206,7 @@ class CredentialInline(admin.StackedInline):  # type: ignore[type-arg]
         return super().get_queryset(request).select_related("server", "tenant")
 
 
-class TenantAdminMixin(SecretSubmissions):
+class TenantAdminMixin(RecordedAdmin, SecretSubmissions):
     """For the admin of a project's own tenant model: its mail credentials, inline.
 
     ``class ShopAdmin(TenantAdminMixin, admin.ModelAdmin): ...``
@@ -216,7 +218,7 @@ class TenantAdminMixin(SecretSubmissions):
 
 
 @admin.register(Credential)
-class CredentialAdmin(CredentialVerification, SecretiveAdmin):
+class CredentialAdmin(CredentialVerification, TrailLink, SecretiveAdmin):
     """A credential with its senders."""
 
     form = CredentialForm

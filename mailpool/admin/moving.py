@@ -16,6 +16,7 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import relocation
+from mailpool.admin.acting import as_user
 from mailpool.admin.pages import OwnPages
 from mailpool.models import MailServer
 
@@ -60,6 +61,7 @@ class MovePage(OwnPages):
         context["may_move"] = server is not None and self.may_move(request, server)
         return super().render_change_form(request, context, *args, **kwargs)
 
+    @as_user
     def move_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """Ask for the address, then for a confirmation that names the consequence."""
         server = self.row(request, object_id, PERMISSION)

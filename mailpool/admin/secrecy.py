@@ -7,6 +7,7 @@ from typing import Any
 from django.contrib import admin
 from django.http import HttpRequest
 
+from mailpool.admin.acting import RecordedAdmin
 from mailpool.secrecy import hide_submitted
 
 
@@ -18,5 +19,5 @@ class SecretSubmissions:
         return super().changeform_view(request, *args, **kwargs)  # type: ignore[misc]
 
 
-class SecretiveAdmin(SecretSubmissions, admin.ModelAdmin):  # type: ignore[type-arg]
+class SecretiveAdmin(RecordedAdmin, SecretSubmissions, admin.ModelAdmin):  # type: ignore[type-arg]
     """A ``ModelAdmin`` of mailpool's own."""
