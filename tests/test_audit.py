@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import contextmanager
 from datetime import timedelta
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -63,14 +64,16 @@ def everything():
         return "\n".join(str(value) for row in cursor.fetchall() for value in row)
 
 
-@pytest.fixture
-def broken():
-    """The table is gone: nothing can be recorded."""
+@contextmanager
+def no_table():
+    """Nothing can be recorded inside the block."""
     with connection.schema_editor() as editor:
         editor.delete_model(AuditEntry)
-    yield
-    with connection.schema_editor() as editor:
-        editor.create_model(AuditEntry)
+    try:
+        yield
+    finally:
+        with connection.schema_editor() as editor:
+            editor.create_model(AuditEntry)
 
 
 # What is recorded
@@ -276,10 +279,10 @@ def test_fixtures_are_recorded(bob):
 
 
 def test_details_are_in_one_language(bob):
-    with translation.override("de"):
-        bob.priority, bob.is_active = 3, False
+    with translation.override("de"):  # in which Django itself knows the word
+        bob.username = "robert"
         bob.save()
-    assert ("changed", "priority: 10 → 3") in entries()
+    assert entries() == [("changed", "username: bob → robert")]
 
 
 def test_entries_are_one_line_of_printable_text(bob):
@@ -357,24 +360,19 @@ def state():
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_nothing_changes_that_can_not_be_recorded(bob, broken, change):
-    Sender.objects.none()
-    with connection.schema_editor() as editor:
-        editor.create_model(AuditEntry)
+def test_nothing_changes_that_can_not_be_recorded(bob, change):
     SenderFactory(credential=bob, address="a@example.com")
     bob.priority = 3
-    with connection.schema_editor() as editor:
-        editor.delete_model(AuditEntry)
     before = state()
-    with pytest.raises(DatabaseError):
+    with no_table(), pytest.raises(DatabaseError):
         CHANGES[change](bob)
     assert state() == before
 
 
-def test_keys_are_not_rotated_unseen(bob, broken, settings):
+def test_keys_are_not_rotated_unseen(bob, settings):
     use_keys(settings, generate_key(), *settings.MAILPOOL["ENCRYPTION_KEYS"])
     before = state()
-    with pytest.raises(DatabaseError):
+    with no_table(), pytest.raises(DatabaseError):
         rotation.rotate()
     assert state() == before
 
@@ -467,15 +465,9 @@ def test_test_messages_are_recorded_and_ordinary_ones_are_not(
     assert entries() == [("test_sent", "to me@example.com: sent")]
 
 
-def test_a_verification_is_told_even_if_it_can_not_be_recorded(
-    mail_host, make_credential, broken, caplog
-):
-    with connection.schema_editor() as editor:
-        editor.create_model(AuditEntry)
+def test_a_verification_is_told_even_if_it_can_not_be_recorded(mail_host, make_credential, caplog):
     credential = make_credential(mail_host, "bob")
-    with connection.schema_editor() as editor:
-        editor.delete_model(AuditEntry)
-    with transaction.atomic():
+    with no_table(), transaction.atomic():
         assert verification.verify_credential(credential).ok
         assert Credential.objects.exists()  # the transaction is usable
     (record,) = [r for r in caplog.records if r.name == "mailpool.audit"]

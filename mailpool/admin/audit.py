@@ -70,9 +70,7 @@ class AuditEntryAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         has_page = Exists(Credential.objects.filter(pk=OuterRef("credential_id")))
         may_view = request.user.has_perm("mailpool.view_credential")
         queryset: QuerySet[AuditEntry] = super().get_queryset(request)
-        return queryset.annotate(  # type: ignore[no-any-return]
-            has_page=has_page if may_view else Value(False)
-        )
+        return queryset.annotate(has_page=has_page if may_view else Value(False))
 
     @admin.display(description=_("time"), ordering="pk")
     def time(self, entry: AuditEntry) -> str:
