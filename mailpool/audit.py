@@ -195,7 +195,7 @@ def note(action: Action, credential: Any, details: str, *, only_news: bool = Fal
     new = entry(action, credential, details)
     try:
         with transaction.atomic(using=using):
-            if only_news and not _actor.get().name:
+            if only_news and not _actor.get().key:
                 newest = AuditEntry.objects.using(using).filter(credential_id=credential.pk).first()
                 if newest and (newest.action, newest.details) == (action, details):
                     return

@@ -66,7 +66,7 @@ class AuditEntryAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return self.fields
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[AuditEntry]:
+    def get_queryset(self, request: HttpRequest) -> Any:
         has_page = Exists(Credential.objects.filter(pk=OuterRef("credential_id")))
         may_view = request.user.has_perm("mailpool.view_credential")
         queryset: QuerySet[AuditEntry] = super().get_queryset(request)
