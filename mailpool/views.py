@@ -29,7 +29,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 from django.views.generic import CreateView, DetailView, ListView, UpdateView
 
-from mailpool import attempts, conf, selfservice
+from mailpool import attempts, audit, conf, selfservice
 from mailpool.exceptions import InvalidMessage, TooManyAttempts
 from mailpool.forms import TenantCredentialForm
 from mailpool.models import Credential, MailServer
@@ -87,7 +87,8 @@ class TenantCredentialMixin(View):
     @method_decorator([csrf_protect, never_cache])
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         self.tenant = self._admitted(request)
-        return super().dispatch(request, *args, **kwargs)
+        with audit.acting(getattr(request, "user", None), "tenant's pages"):
+            return super().dispatch(request, *args, **kwargs)
 
     def _admitted(self, request: HttpRequest) -> Any:
         tenant = self.get_tenant(request)

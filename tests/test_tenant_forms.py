@@ -23,7 +23,7 @@ from mailpool import attempts, delivery, selfservice
 from mailpool.backends import EmailBackend
 from mailpool.checks import check_settings
 from mailpool.forms import TenantCredentialForm
-from mailpool.models import Credential, MailServer, Tenant
+from mailpool.models import AuditEntry, Credential, MailServer, Tenant
 from mailpool.verification import Report, verify_credential
 from mailpool.views import TenantCredentialMixin, credential_urls
 from tests.factories import CredentialFactory, MailServerFactory, SenderFactory, TenantFactory
@@ -986,3 +986,15 @@ def test_it_is_a_form_like_any_other(bob):
     assert issubclass(TenantCredentialForm, forms.ModelForm)
     form = TenantCredentialForm(tenant=bob, server_defaults={"timeout": 7}, data=data())
     assert form.save().server.timeout == 7
+
+
+def test_what_tenants_do_is_in_the_audit(as_bob, at_home):
+    as_bob.post("/mail/new/", data(at_home.port))
+    credential = Credential.objects.get()
+    as_bob.post(url(credential, "verify/"))
+    as_bob.post(url(credential, "revoke/"))
+    entries = AuditEntry.objects.order_by("pk")
+    assert {(entry.actor, entry.way) for entry in entries} == {("bob", "tenant's pages")}
+    done = [entry.action for entry in entries]
+    assert done[0] == "created"
+    assert {"verified", "enabled", "disabled", "password_removed"} <= {*done}
