@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 from django.apps import apps
@@ -24,6 +25,7 @@ from mailpool.validators import (
     normalize_sender,
     validate_ca_certificate,
     validate_from_address,
+    validate_full_address,
     validate_host,
     validate_sender,
 )
@@ -350,6 +352,10 @@ class SenderQuerySet(AuditedQuerySet):
 class Credential(Audited):
     """One login at one mail server, of one tenant or of the site itself."""
 
+    class SenderPolicy(models.TextChoices):
+        REFUSE = "refuse", _("Refuse the message")
+        REWRITE = "rewrite", _("Send it as this account, answers go to the author")
+
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(
         conf.tenant_model(),
@@ -392,6 +398,27 @@ class Credential(Audited):
         validators=[validate_from_address],
         help_text=_("From address of messages whose sender is the site's DEFAULT_FROM_EMAIL."),
     )
+    sender_policy = models.CharField(
+        _("if From is not among the senders"),
+        max_length=10,
+        choices=SenderPolicy.choices,
+        default=SenderPolicy.REFUSE,
+        help_text=_(
+            "To send it as this account, From becomes the default From or else the first full "
+            "address among the senders (“Mary via Shop”), and the author's address goes to "
+            "Reply-To, unless the message has one."
+        ),
+    )
+    bounce_address = models.CharField(
+        _("bounce address"),
+        max_length=320,
+        blank=True,
+        validators=[validate_full_address],
+        help_text=_(
+            "Where reports of failed delivery go: the envelope's sender (MAIL FROM), which need "
+            "not be among the senders. Empty: the From address."
+        ),
+    )
     priority = models.PositiveSmallIntegerField(
         _("priority"),
         default=10,
@@ -419,6 +446,11 @@ class Credential(Audited):
                 fields=["scope", "server", "username"],
                 name="mailpool_credential_account",
                 violation_error_message=_("This tenant has this account at this server already."),
+            ),
+            models.CheckConstraint(
+                condition=models.Q(sender_policy__in=["refuse", "rewrite"]),
+                name="mailpool_credential_sender_policy",
+                violation_error_message=_("The sender policy must be refuse or rewrite."),
             ),
         ]
 
@@ -465,15 +497,34 @@ class Credential(Audited):
         """Whether a password is stored, or set to be; it is not decrypted to find out."""
         return bool(self._password_field.is_set(self))
 
-    def check_default_from(self, senders: Collection[str]) -> None:
-        """``ValidationError`` where *senders*, as they are stored, leave the default From out.
+    @property
+    def rewrites_from(self) -> bool:
+        """Whether it sends as itself what comes from somebody that it may not send as."""
+        return self.sender_policy == self.SenderPolicy.REWRITE
+
+    @cached_property
+    def sender_addresses(self) -> frozenset[str]:
+        """The addresses that it may send as; none: anybody's. Read once, by routing with the row,
+        since messages are rendered where no database is asked any more."""
+        return frozenset(self.senders.values_list("address", flat=True))
+
+    def check_senders(self, senders: Collection[str]) -> None:
+        """``ValidationError`` where *senders*, as they are stored, leave the default From out, or
+        a credential that rewrites without an address of its own.
 
         No constraint can say it, since it is about two tables; routing refuses it in any case.
         """
-        if not self.default_from or not senders:
+        if not self.default_from:
+            if self.rewrites_from and all(address.startswith("@") for address in senders):
+                raise ValidationError(
+                    _(
+                        "To send what others wrote as this account, it needs an address of its "
+                        "own: enter a default From, or a full address among the senders."
+                    )
+                )
             return
         mailbox = parse_mailbox(self.default_from)
-        if mailbox.key not in senders and mailbox.domain_key not in senders:
+        if senders and mailbox.key not in senders and mailbox.domain_key not in senders:
             raise ValidationError(
                 _(
                     "The default From, %(address)s, is not among the senders, so mail with it "
@@ -488,6 +539,7 @@ class Credential(Audited):
 
     def clean(self) -> None:
         self.username = self.username.strip()
+        self.bounce_address = self.bounce_address.strip()
         # A missing server is reported by its own field; one that the same form is about to save
         # has no key yet.
         server = self._known_server()

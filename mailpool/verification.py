@@ -167,8 +167,10 @@ def verify_credential(
     *seconds* bounds all of it, by default ``POOL_TIMEOUT`` all up to the login, and *reach*
     finding the server and connecting to it.
     """
-    sender = _own_address(credential)
-    target = _full_address(recipient) if recipient else sender
+    own = _own_address(credential)
+    bounces = credential.bounce_address
+    sender = parse_mailbox(bounces).addr_spec if bounces else own
+    target = _full_address(recipient) if recipient else own
     report = _verify(
         lambda: delivery.session_params(credential),
         credential.server,
@@ -340,7 +342,7 @@ def switched_off(credential: Credential) -> str:
     if not getattr(credential.tenant, "is_active", True):
         return _("The tenant is inactive and sends nothing.")
     try:
-        credential.check_default_from({sender.address for sender in credential.senders.all()})
+        credential.check_senders(credential.sender_addresses)
     except ValidationError as error:
         return " ".join(error.messages)
     return ""

@@ -54,6 +54,7 @@ def credential_data(credential=None, **changes):
         "username": credential.username if credential else "bob",
         "password": "",
         "default_from": "",
+        "sender_policy": "refuse",
         "priority": 10,
         "is_active": "on",
         **inline("senders"),

@@ -235,6 +235,7 @@ def test_moved_to_another_tenant_it_is_entered_again(bob, mary, staff):
         "username": "bob",
         "password": "",
         "default_from": "",
+        "sender_policy": "refuse",
         "priority": 10,
         "is_active": "on",
         "senders-TOTAL_FORMS": 0,

@@ -222,6 +222,7 @@ def test_debug_page_of_the_admin_hides_a_submitted_password(
             "server": bob.server.pk,
             "username": "bob",
             "password": new,
+            "sender_policy": "refuse",
             "priority": 1,
             "senders-TOTAL_FORMS": 0,
             "senders-INITIAL_FORMS": 0,

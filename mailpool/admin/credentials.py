@@ -112,9 +112,9 @@ class SenderFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
                 _("Entered more than once: %(addresses)s."),
                 params={"addresses": ", ".join(twice)},
             )
-        if not any(form.errors for form in self.forms) and self.instance.default_from:
+        if not any(form.errors for form in self.forms):
             try:
-                self.instance.check_default_from(addresses)
+                self.instance.check_senders(addresses)
             except InvalidMessage:
                 return  # which its own field has said
 
@@ -142,6 +142,8 @@ class AccountFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
             if data and not data.get("DELETE"):
                 credential = form.instance
                 seen[(credential.get_scope(), credential.server_id, credential.username)] += 1
+                if "default_from" in form.changed_data and not form.errors:
+                    credential.check_senders(credential.sender_addresses)
         twice = [username for (_, _, username), times in seen.items() if times > 1]
         if twice:
             raise ValidationError(
@@ -242,7 +244,18 @@ class CredentialAdmin(CredentialVerification, TrailLink, SecretiveAdmin):
             login.append("attention")
         return (
             (_("Account"), {"fields": ("tenant", "server", *login)}),
-            (_("Use"), {"fields": ("default_from", "priority", "is_active")}),
+            (
+                _("Use"),
+                {
+                    "fields": (
+                        "default_from",
+                        "sender_policy",
+                        "bounce_address",
+                        "priority",
+                        "is_active",
+                    )
+                },
+            ),
         )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
