@@ -194,23 +194,31 @@ def session_params(credential: Credential) -> SessionParams:
     """How to connect for *credential*: the only way from the database to a connection.
 
     Raises ``WrongSite`` where the database is another site's, ``NoRoute`` where the server is
-    another tenant's, ``SecretError`` where the password is missing or does not decrypt.
+    another tenant's, ``SecretError`` where a secret is missing or does not decrypt.
     """
     marker.require_own(credential)
     require_own_server(credential)
-    password = credential.password
-    if credential.username and not password:
+    password, key = credential.password, credential.client_key
+    if credential.uses_password and not password:
         raise SecretError(f"No password is stored for {credential}. Enter it in the admin.")
+    if bool(credential.client_certificate) != bool(key):
+        raise SecretError(
+            f"Of the client certificate of {credential} and its private key only one is stored. "
+            "Enter both in the admin."
+        )
     return server_params(
         credential.server,
         credential_id=str(credential.pk),
         username=credential.username,
-        password=password if credential.username else "",
+        password=password if credential.uses_password else "",
+        client_certificate=credential.client_certificate,
+        client_key=key,
+        mechanism=credential.mechanism,
     )
 
 
 def server_params(server: MailServer, **identity: str) -> SessionParams:
-    """How to connect to *server* as *identity* (``credential_id``, ``username``, ``password``)."""
+    """How to connect to *server* as *identity*: ``credential_id``, and what it logs in with."""
     return SessionParams(
         host=server.host,
         port=server.port,

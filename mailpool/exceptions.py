@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AmbiguousRoute",
     "BatchError",
+    "ClientCertificateError",
     "DeliveryUnknown",
     "InvalidMessage",
     "MailpoolError",
@@ -79,6 +80,11 @@ class TooManyAttempts(MailpoolError):
 
 class WrongSite(MailpoolError):
     """The database is another site's, so its credentials are not used. Nothing was sent."""
+
+
+class ClientCertificateError(MailpoolError, smtplib.SMTPException):
+    """The server wants a client certificate or does not accept the one it got, or it can't be
+    used. Nothing was sent."""
 
 
 class DeliveryUnknown(MailpoolError, smtplib.SMTPException):

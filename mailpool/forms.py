@@ -138,7 +138,7 @@ class TenantCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
                 "password",
                 _("Enter the password again: the stored one is for the server as it was."),
             )
-        self._check_default_from()
+        self._check_senders()
         return self.cleaned_data
 
     def _check_place(self, host: str, port: int) -> None:
@@ -182,12 +182,12 @@ class TenantCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
             getattr(self._server, name) != getattr(self._before, name) for name in ADDRESS
         )
 
-    def _check_default_from(self) -> None:
+    def _check_senders(self) -> None:
         if self._is_new or "default_from" not in self.cleaned_data:
             return
         proposed = Credential(default_from=self.cleaned_data["default_from"])
         try:
-            proposed.check_default_from({each.address for each in self.instance.senders.all()})
+            proposed.check_senders({each.address for each in self.instance.senders.all()})
         except InvalidMessage:
             return
         except ValidationError as error:

@@ -16,8 +16,9 @@ from django.utils.translation import gettext_lazy as _
 from mailpool import changes, conf
 from mailpool.addresses import parse_mailbox
 from mailpool.audit import AuditEntry as AuditEntry
+from mailpool.certificates import validate_client_certificate, validate_pair
 from mailpool.changes import Audited, AuditedQuerySet
-from mailpool.exceptions import ServerNotAllowed
+from mailpool.exceptions import SecretError, ServerNotAllowed
 from mailpool.guard import Guard
 from mailpool.validators import (
     is_loopback,
@@ -287,6 +288,13 @@ class MailServer(models.Model):
         self.host = self.host.strip()
         if self.tenant_id is not None:
             self._clean_owned()
+        if self.security == self.Security.PLAIN and self._has_certificates():
+            raise ValidationError(
+                _(
+                    "Credentials with a client certificate use this server, and show it over TLS "
+                    "only. Choose STARTTLS or implicit TLS."
+                )
+            )
         if not self.allows_login and self.credentials.exclude(username="").exists():
             # Of no field, since the list's form does not have them all.
             raise ValidationError(
@@ -295,6 +303,9 @@ class MailServer(models.Model):
                     "clear text. Choose STARTTLS or implicit TLS."
                 )
             )
+
+    def _has_certificates(self) -> bool:
+        return self.credentials.exclude(client_certificate="").exists()
 
     def _clean_owned(self) -> None:
         """What is asked of a tenant's server. Of no field, here too."""
@@ -331,8 +342,13 @@ class ScopeField(models.CharField):  # type: ignore[type-arg]
         return scope
 
 
+def _columns(secret: EncryptedTextField) -> set[str]:
+    """What is written together with *secret*."""
+    return {secret.attname, *filter(None, [secret.changed_at])}
+
+
 class CredentialQuerySet(EncryptedQuerySet, AuditedQuerySet):  # type: ignore[override]
-    """Keeps the encrypted password and the tenant's scope out of reach of bulk updates."""
+    """Keeps the encrypted secrets and the tenant's scope out of reach of bulk updates."""
 
     def update(self, **kwargs: Any) -> int:
         if {"tenant", "tenant_id", "scope"} & kwargs.keys():
@@ -349,12 +365,24 @@ class SenderQuerySet(AuditedQuerySet):
         return super().update(**kwargs)
 
 
+# What a secret of a credential was entered for. Whoever can redirect it, by an edit or by SQL, gets
+# an error and not the secret.
+_ENTERED_FOR = ("tenant_id", "server__host", "server__port", "server__security")
+
+
 class Credential(Audited):
     """One login at one mail server, of one tenant or of the site itself."""
 
     class SenderPolicy(models.TextChoices):
         REFUSE = "refuse", _("Refuse the message")
         REWRITE = "rewrite", _("Send it as this account, answers go to the author")
+
+    class Mechanism(models.TextChoices):
+        AUTOMATIC = "", _("Automatic")
+        PLAIN = "PLAIN", "PLAIN"
+        LOGIN = "LOGIN", "LOGIN"
+        CRAM_MD5 = "CRAM-MD5", "CRAM-MD5"
+        EXTERNAL = "EXTERNAL", _("EXTERNAL (the client certificate)")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(
@@ -385,11 +413,37 @@ class Credential(Audited):
         blank=True,
         default="",
         changed_at="password_set_at",
-        # Whoever can redirect it, by an edit or by SQL, gets an error and not the password.
-        bound_to=("tenant_id", "server__host", "server__port", "server__security"),
+        bound_to=_ENTERED_FOR,
     )
     password_set_at = models.DateTimeField(
         _("password set on"), null=True, blank=True, editable=False
+    )
+    client_certificate = models.TextField(
+        _("client certificate"),
+        blank=True,
+        validators=[validate_client_certificate],
+        help_text=_(
+            "PEM, followed by its chain. Only for a server that asks its clients for certificates."
+        ),
+    )
+    client_key = EncryptedTextField(
+        _("private key of the client certificate"),
+        blank=True,
+        default="",
+        bound_to=_ENTERED_FOR,
+    )
+    mechanism = models.CharField(
+        _("login mechanism"),
+        max_length=20,
+        choices=Mechanism.choices,
+        blank=True,
+        default=Mechanism.AUTOMATIC,
+        help_text=_(
+            "Automatic: the password by the first of PLAIN, LOGIN and CRAM-MD5 that the server "
+            "offers; without a username the client certificate by EXTERNAL, where that is offered. "
+            "With one chosen no other is used, and a server that does not offer it gets no "
+            "password. EXTERNAL uses none."
+        ),
     )
     default_from = models.CharField(
         _("default From"),
@@ -448,6 +502,13 @@ class Credential(Audited):
                 violation_error_message=_("This tenant has this account at this server already."),
             ),
             models.CheckConstraint(
+                condition=models.Q(
+                    mechanism__in=["", "PLAIN", "LOGIN", "CRAM-MD5", "EXTERNAL"],
+                ),
+                name="mailpool_credential_mechanism",
+                violation_error_message=_("There is no such login mechanism."),
+            ),
+            models.CheckConstraint(
                 condition=models.Q(sender_policy__in=["refuse", "rewrite"]),
                 name="mailpool_credential_sender_policy",
                 violation_error_message=_("The sender policy must be refuse or rewrite."),
@@ -455,25 +516,27 @@ class Credential(Audited):
         ]
 
     def __str__(self) -> str:
-        return f"{self.username or _('no login')} @ {self.server.name}"
+        return f"{self.login_name} @ {self.server.name}"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Write the row; of an existing one the password only if it was set on this instance.
+        """Write the row; of an existing one a secret only if it was set on this instance.
 
-        Otherwise somebody who has held the instance for a while would put an old password back,
-        or one under a key that was rotated out meanwhile.
+        Otherwise somebody who has held the instance for a while would put an old one back, or one
+        under a key that was rotated out meanwhile.
         """
         is_new = self._state.adding
         fields = kwargs.get("update_fields")
-        if fields is None and not is_new and not self._password_field.is_pending(self):
+        kept = [secret for secret in self._secret_fields if not secret.is_pending(self)]
+        if fields is None and not is_new and kept:
             loaded = {field.attname for field in self._meta.concrete_fields}
             loaded -= self.get_deferred_fields() | {self._meta.pk.attname}
-            fields = loaded - {self._password_field.attname, "password_set_at"}
+            fields = loaded - {name for secret in kept for name in _columns(secret)}
         if fields is not None:
             # Each of these goes with a column that is derived from it.
             fields = set(fields)
-            if fields & {"password", self._password_field.attname}:
-                fields.add("password_set_at")
+            for secret in self._secret_fields:
+                if fields & {secret.name, secret.attname}:
+                    fields.update(_columns(secret))
             if fields & {"tenant", "tenant_id"}:
                 fields.add("scope")
             kwargs["update_fields"] = fields
@@ -489,13 +552,34 @@ class Credential(Audited):
         return changes.of_credentials(found)
 
     @property
-    def _password_field(self) -> EncryptedTextField:
-        return cast("EncryptedTextField", self._meta.get_field("password"))
+    def login_name(self) -> str:
+        """The username, or what is in its place where there is none."""
+        if self.client_certificate and not self.username:
+            return str(_("client certificate"))
+        return str(self.username or _("no login"))
+
+    @property
+    def _secret_fields(self) -> list[EncryptedTextField]:
+        return [field for field in self._meta.fields if isinstance(field, EncryptedTextField)]
+
+    def _has(self, name: str) -> bool:
+        field = cast("EncryptedTextField", self._meta.get_field(name))
+        return field.is_set(self)
 
     @property
     def has_password(self) -> bool:
         """Whether a password is stored, or set to be; it is not decrypted to find out."""
-        return bool(self._password_field.is_set(self))
+        return self._has("password")
+
+    @property
+    def has_client_key(self) -> bool:
+        """The same of the client certificate's private key."""
+        return self._has("client_key")
+
+    @property
+    def uses_password(self) -> bool:
+        """Whether it logs in by password."""
+        return bool(self.username) and self.mechanism != self.Mechanism.EXTERNAL
 
     @property
     def rewrites_from(self) -> bool:
@@ -543,7 +627,7 @@ class Credential(Audited):
         # A missing server is reported by its own field; one that the same form is about to save
         # has no key yet.
         server = self._known_server()
-        if self.username and not self.has_password:
+        if self.uses_password and not self.has_password:
             raise ValidationError({"password": _("Enter the password of this account.")})
         if self.has_password and not self.username:
             raise ValidationError({"username": _("A password needs a username.")})
@@ -555,6 +639,7 @@ class Credential(Audited):
                 ),
                 params={"server": server.name},
             )
+        self._clean_certificate(server)
         if server and not server.is_open_to(self):
             raise ValidationError(
                 _("The mail server “%(server)s” belongs to another tenant."),
@@ -571,6 +656,35 @@ class Credential(Audited):
                 raise ValidationError(
                     {"tenant": _("That tenant has one of this credential's senders already.")}
                 )
+
+    def _clean_certificate(self, server: MailServer | None) -> None:
+        if self.mechanism == self.Mechanism.EXTERNAL and not self.client_certificate:
+            raise ValidationError(
+                {"mechanism": _("EXTERNAL is a login by client certificate: enter one.")}
+            )
+        if self.mechanism not in ("", self.Mechanism.EXTERNAL) and not self.username:
+            raise ValidationError({"username": _("This login mechanism needs a username.")})
+        if self.client_certificate and not self.has_client_key:
+            raise ValidationError({"client_key": _("Enter the private key of the certificate.")})
+        if self.has_client_key and not self.client_certificate:
+            raise ValidationError(
+                {"client_certificate": _("Enter the certificate of this private key.")}
+            )
+        if not self.client_certificate:
+            return
+        if server and server.security == MailServer.Security.PLAIN:
+            raise ValidationError(
+                _(
+                    "A client certificate is shown over TLS only. Choose STARTTLS or implicit TLS "
+                    "for “%(server)s”."
+                ),
+                params={"server": server.name},
+            )
+        try:
+            key = self.client_key
+        except SecretError:
+            return  # does not open, which is told elsewhere and must not block other changes
+        validate_pair(self.client_certificate, key)
 
     def _known_server(self) -> MailServer | None:
         if self.server_id is None and not Credential.server.is_cached(self):

@@ -41,12 +41,16 @@ def at_stake(server: MailServer) -> Stake:
         Credential.objects.filter(server=server)
         .exclude(**nothing)
         .aggregate(
-            secrets=models.Count("pk"),
             tenants=models.Count("tenant", distinct=True),
             of_the_site=models.Count("pk", filter=models.Q(tenant=None)),
+            **{
+                f"in_{name}": models.Count("pk", filter=~models.Q(**{name: empty}))
+                for name, empty in nothing.items()
+            },
         )
     )
-    return Stake(counts["secrets"], counts["tenants"], bool(counts["of_the_site"]))
+    secrets = sum(counts[f"in_{name}"] for name in nothing)
+    return Stake(secrets, counts["tenants"], bool(counts["of_the_site"]))
 
 
 def relocate(server: MailServer, *, host: str, port: int, security: str) -> Relocation:

@@ -34,19 +34,26 @@ class SubmittedSecretsFilter(SafeExceptionReporterFilter):
 
 
 def _is_secret(name: str) -> bool:
-    return "password" in name.lower()
+    return any(word in name.lower() for word in ("password", "client_key"))
 
 
 def _submitted(request: HttpRequest | None) -> list[str]:
     if request is None:
         return []
     return [
-        value
+        part
         for name in request.POST
         if _is_secret(name)
         for value in request.POST.getlist(name)
         if isinstance(value, str) and value
+        for part in (value, *_lines(value))
     ]
+
+
+def _lines(key: str) -> list[str]:
+    """The lines of a key in PEM form: it may be shown in part, or with other line ends."""
+    lines = [line.strip() for line in key.split("\n")]
+    return [line for line in lines[:-1] if len(line) >= 16 and not line.startswith("-----")]
 
 
 def _contains(value: Any, secrets: list[str]) -> bool:

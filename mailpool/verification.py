@@ -21,6 +21,7 @@ from django.utils.translation import gettext as _
 from mailpool import audit, delivery
 from mailpool.addresses import parse_mailbox
 from mailpool.exceptions import (
+    ClientCertificateError,
     DeliveryUnknown,
     InvalidMessage,
     MailpoolError,
@@ -97,6 +98,7 @@ def _titles() -> dict[str, str]:
     return {
         "owner": _("Check whose server it is"),
         "secret": _("Decrypt the password"),
+        "key": _("Decrypt the private key"),
         "reach": _("Reach the server"),
         "resolve": _("Find the host"),
         "connect": _("Connect"),
@@ -211,9 +213,10 @@ def _verify(
         made.append(make_params())
         return ""
 
-    if not _run(report, "secret", decrypt):
+    only_key = credential and credential.has_client_key and not credential.uses_password
+    if not _run(report, "key" if only_key else "secret", decrypt):
         return report
-    if not made[0].username:
+    if not made[0].password and not made[0].client_key:
         report.steps.clear()  # there was nothing to decrypt
     handshake = Handshake(made[0], deadline=reached)
     for name, step in handshake.steps():
@@ -406,6 +409,13 @@ def _advice() -> list[tuple[type[Exception] | tuple[type[Exception], ...], str]]
                 "the settings."
             ),
         ),
+        (
+            ClientCertificateError,
+            _(
+                "Enter the client certificate that the server's operator issued for this account, "
+                "followed by its chain, together with its private key. Renew one that has expired."
+            ),
+        ),
         (WrongSite, _("This keeps a copy of a database from sending as its customers.")),
         (MailpoolError, _("See the documentation of mailpool's errors.")),
         (
@@ -431,14 +441,15 @@ def _advice() -> list[tuple[type[Exception] | tuple[type[Exception], ...], str]]
             smtplib.SMTPAuthenticationError,
             _(
                 "Check username and password. Many providers want an app password here, or have "
-                "to allow SMTP for the account first."
+                "to allow SMTP for the account first. A login by client certificate has to be "
+                "known to the server."
             ),
         ),
         (
             smtplib.SMTPNotSupportedError,
             _(
                 "The server lacks something that is required. Check port and security: 587 goes "
-                "with STARTTLS, 465 with implicit TLS."
+                "with STARTTLS, 465 with implicit TLS. Check the login mechanism, if one is chosen."
             ),
         ),
         (

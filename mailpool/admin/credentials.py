@@ -17,7 +17,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from mailpool import conf
+from mailpool import certificates, conf
 from mailpool.admin.acting import RecordedAdmin
 from mailpool.admin.actions import set_field
 from mailpool.admin.audit import TrailLink
@@ -27,31 +27,44 @@ from mailpool.exceptions import InvalidMessage, SecretError
 from mailpool.models import Credential, MailServer, Sender
 from mailpool.validators import normalize_sender
 from mailpool.vault import get_keyring
-from mailpool.vault.fields import SecretFormField
+from mailpool.vault.fields import SecretFormField, SecretTextarea
 
 # More rows than this are not offered as a list to choose from, but found by typing.
 LIST_AT_MOST = 50
 
 
-def attention(credential: Credential) -> str:
-    """Why the stored password can't be used; empty if it can."""
-    if credential.username and not credential.has_password:
-        return gettext("No password is stored.")
+def trouble(credential: Credential) -> tuple[str, str]:
+    """What is wrong with what is stored, in two words and in a sentence; empty if nothing is."""
+    if credential.uses_password and not credential.has_password:
+        return gettext("no password"), gettext("No password is stored.")
+    if credential.client_certificate and not credential.has_client_key:
+        text = gettext("No private key of the client certificate is stored.")
+        return gettext("no private key"), text
     try:
-        credential.password  # noqa: B018
+        credential.password, credential.client_key  # noqa: B018
     except SecretError as error:
-        return str(error)
-    return ""
+        return gettext("does not decrypt"), str(error)
+    if credential.client_certificate and (
+        expiry := certificates.attention(credential.client_certificate)
+    ):
+        return gettext("certificate"), expiry
+    return "", ""
+
+
+def attention(credential: Credential) -> str:
+    """Why what is stored can't be used, or not for long; empty if it can."""
+    return trouble(credential)[1]
 
 
 class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
-    """Takes a password and never shows one: an empty input means that the stored one stays."""
+    """Takes secrets and never shows one: an empty input means that the stored one stays."""
 
     password = SecretFormField(label=_("Password"), required=False)
 
     class Meta:
         model = Credential
         fields = "__all__"  # noqa: DJ007  (the admin chooses)
+        widgets = {"client_key": SecretTextarea()}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -60,6 +73,8 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
             self.fields["username"].widget.attrs["autocomplete"] = "off"
         if "password" in self.fields:
             self.fields["password"].help_text = self._about_password()
+        if "client_key" in self.fields:
+            self.fields["client_key"].help_text = self._about_key()
 
     def _about_password(self) -> str:
         when = self.instance.password_set_at
@@ -69,26 +84,52 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
             return gettext("Set. Leave empty to keep it.")
         return gettext("Set on %(when)s. Leave empty to keep it.") % {"when": _minute(when)}
 
+    def _about_key(self) -> str:
+        if not self.instance.has_client_key:
+            return gettext(
+                "Not set. PEM, without a passphrase. It is stored encrypted and never shown again."
+            )
+        return gettext("Set. Leave empty to keep it; it is removed together with the certificate.")
+
     def clean(self) -> dict[str, Any] | None:
         cleaned = super().clean()
-        if cleaned is not None and cleaned.get("password"):
-            try:
-                get_keyring().newest  # noqa: B018
-            except SecretError as error:
-                self.add_error("password", str(error))
-        # Without a login there is nothing that a password could be for.
-        if cleaned is not None and not cleaned.get("username") and not cleaned.get("password"):
-            self.instance.password = ""
-        elif cleaned is not None and self._goes_elsewhere() and not cleaned.get("password"):
-            self.add_error(
-                "password",
-                _("Enter the password again: the stored one is for the account as it was."),
-            )
+        for name in ("password", "client_key"):
+            if cleaned is not None and cleaned.get(name):
+                try:
+                    get_keyring().newest  # noqa: B018
+                except SecretError as error:
+                    self.add_error(name, str(error))
+        if cleaned is not None:
+            self._clean_certificate(cleaned)
+        if cleaned is not None and not cleaned.get("password"):
+            # Without a login there is nothing that a password could be for.
+            if not cleaned.get("username"):
+                self.instance.password = ""
+            elif self._goes_elsewhere("password"):
+                self.add_error(
+                    "password",
+                    _("Enter the password again: the stored one is for the account as it was."),
+                )
         return cleaned
 
-    def _goes_elsewhere(self) -> bool:
-        """Whether it is to be another tenant's or for another server; the password stays behind."""
-        stored = self.instance.has_password and not self.instance._state.adding
+    def _clean_certificate(self, cleaned: dict[str, Any]) -> None:
+        if cleaned.get("client_key"):
+            return
+        if "client_certificate" in self.fields and not cleaned.get("client_certificate"):
+            if "client_certificate" not in self.errors:
+                self.instance.client_key = ""
+        elif self._goes_elsewhere("client_key"):
+            here = "client_key" in self.fields
+            self.add_error(
+                "client_key" if here else None,
+                _("Enter the private key again: the stored one is for the account as it was.")
+                if here
+                else _("Move it on its own page: the private key has to be entered again."),
+            )
+
+    def _goes_elsewhere(self, secret: str) -> bool:
+        """Whether it is to be another tenant's or for another server; secrets stay behind."""
+        stored = getattr(self.instance, f"has_{secret}") and not self.instance._state.adding
         return stored and not {"server", "tenant"}.isdisjoint(self.changed_data)
 
 
@@ -232,7 +273,7 @@ class CredentialAdmin(CredentialVerification, TrailLink, SecretiveAdmin):
     list_per_page = 50
     search_fields = ("username", "default_from", "senders__address", "server__name")
     search_help_text = _("Finds usernames, senders, servers and tenants.")
-    readonly_fields = ("stored_password", "attention")
+    readonly_fields = ("stored_password", "stored_key", "attention")
     actions = ("activate", "deactivate")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
@@ -242,8 +283,13 @@ class CredentialAdmin(CredentialVerification, TrailLink, SecretiveAdmin):
         login = ["username", "password" if may_change else "stored_password"]
         if obj and attention(obj):
             login.append("attention")
+        key = "client_key" if may_change else "stored_key"
         return (
             (_("Account"), {"fields": ("tenant", "server", *login)}),
+            (
+                _("Client certificate and login mechanism"),
+                {"classes": ("collapse",), "fields": ("client_certificate", key, "mechanism")},
+            ),
             (
                 _("Use"),
                 {
@@ -269,7 +315,7 @@ class CredentialAdmin(CredentialVerification, TrailLink, SecretiveAdmin):
 
     @admin.display(description=_("username"), ordering="username")
     def account(self, credential: Credential) -> str:
-        return credential.username or gettext("(no login)")
+        return credential.username or f"({credential.login_name})"
 
     @admin.display(description=_("password"))
     def stored_password(self, credential: Credential) -> str:
@@ -279,15 +325,19 @@ class CredentialAdmin(CredentialVerification, TrailLink, SecretiveAdmin):
         when = credential.password_set_at
         return gettext("Set on %(when)s") % {"when": _minute(when) if when else "-"}
 
+    @admin.display(description=_("private key of the client certificate"))
+    def stored_key(self, credential: Credential) -> str:
+        return gettext("Set") if credential.has_client_key else gettext("Not set")
+
     @admin.display(description=_("needs attention"))
     def attention(self, credential: Credential) -> str:
         return attention(credential)
 
     @admin.display(description=_("problem"), empty_value="")
     def problem(self, credential: Credential) -> str:
-        if not (reason := attention(credential)):
+        short, reason = trouble(credential)
+        if not reason:
             return ""
-        short = gettext("does not decrypt") if credential.has_password else gettext("no password")
         return format_html('<span title="{}">{}</span>', reason, short)
 
     @admin.action(description=_("Activate the selected credentials"), permissions=["change"])

@@ -92,8 +92,8 @@ class MovePage(OwnPages):
             f"Moved from {before} to {after} ({server.security}) with {result.moved} secrets.",
         )
         text = ngettext(
-            "%(count)d stored password is presented to %(address)s from now on.",
-            "%(count)d stored passwords are presented to %(address)s from now on.",
+            "%(count)d stored password or key is presented to %(address)s from now on.",
+            "%(count)d stored passwords and keys are presented to %(address)s from now on.",
             result.moved,
         )
         self.message_user(
@@ -112,7 +112,7 @@ class MovePage(OwnPages):
 def _consequence(stake: relocation.Stake) -> str:
     """Whose passwords will be presented to the new address."""
     if not stake.secrets:
-        return gettext("No password is stored for this server.")
+        return gettext("No password and no key is stored for this server.")
     owners = []
     if stake.tenants:
         owners.append(
@@ -122,7 +122,7 @@ def _consequence(stake: relocation.Stake) -> str:
     if stake.of_the_site:
         owners.append(gettext("the site itself"))
     return ngettext(
-        "%(count)d stored password, of %(owners)s, will be presented to the new address.",
-        "%(count)d stored passwords, of %(owners)s, will be presented to the new address.",
+        "%(count)d stored password or key, of %(owners)s, will be presented to the new address.",
+        "%(count)d stored passwords and keys, of %(owners)s, will be presented to the new address.",
         stake.secrets,
     ) % {"count": stake.secrets, "owners": gettext(" and ").join(owners)}

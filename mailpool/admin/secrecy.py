@@ -1,4 +1,4 @@
-"""For admin pages that take passwords: error pages and error mails don't show them."""
+"""For admin pages that take passwords and keys: error pages and error mails don't show them."""
 
 from __future__ import annotations
 

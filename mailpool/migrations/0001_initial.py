@@ -3,6 +3,7 @@
 import django.core.validators
 import django.db.models.deletion
 import django.utils.timezone
+import mailpool.certificates
 import mailpool.models
 import mailpool.validators
 import mailpool.vault.fields
@@ -95,6 +96,9 @@ class Migration(migrations.Migration):
                 ('username', models.CharField(blank=True, help_text='Empty: the server is used without a login.', max_length=255, verbose_name='username')),
                 ('password', mailpool.vault.fields.EncryptedTextField(blank=True, bound_to=('tenant_id', 'server__host', 'server__port', 'server__security'), changed_at='password_set_at', default='', verbose_name='password')),
                 ('password_set_at', models.DateTimeField(blank=True, editable=False, null=True, verbose_name='password set on')),
+                ('client_certificate', models.TextField(blank=True, help_text='PEM, followed by its chain. Only for a server that asks its clients for certificates.', validators=[mailpool.certificates.validate_client_certificate], verbose_name='client certificate')),
+                ('client_key', mailpool.vault.fields.EncryptedTextField(blank=True, bound_to=('tenant_id', 'server__host', 'server__port', 'server__security'), default='', verbose_name='private key of the client certificate')),
+                ('mechanism', models.CharField(blank=True, choices=[('', 'Automatic'), ('PLAIN', 'PLAIN'), ('LOGIN', 'LOGIN'), ('CRAM-MD5', 'CRAM-MD5'), ('EXTERNAL', 'EXTERNAL (the client certificate)')], default='', help_text='Automatic: the password by the first of PLAIN, LOGIN and CRAM-MD5 that the server offers; without a username the client certificate by EXTERNAL, where that is offered. With one chosen no other is used, and a server that does not offer it gets no password. EXTERNAL uses none.', max_length=20, verbose_name='login mechanism')),
                 ('default_from', models.CharField(blank=True, help_text="From address of messages whose sender is the site's DEFAULT_FROM_EMAIL.", max_length=320, validators=[mailpool.validators.validate_from_address], verbose_name='default From')),
                 ('sender_policy', models.CharField(choices=[('refuse', 'Refuse the message'), ('rewrite', 'Send it as this account, answers go to the author')], default='refuse', help_text="To send it as this account, From becomes the default From or else the first full address among the senders (“Mary via Shop”), and the author's address goes to Reply-To, unless the message has one.", max_length=10, verbose_name='if From is not among the senders')),
                 ('bounce_address', models.CharField(blank=True, help_text="Where reports of failed delivery go: the envelope's sender (MAIL FROM), which need not be among the senders. Empty: the From address.", max_length=320, validators=[mailpool.validators.validate_full_address], verbose_name='bounce address')),
@@ -187,6 +191,10 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='credential',
             constraint=models.UniqueConstraint(fields=('scope', 'server', 'username'), name='mailpool_credential_account', violation_error_message='This tenant has this account at this server already.'),
+        ),
+        migrations.AddConstraint(
+            model_name='credential',
+            constraint=models.CheckConstraint(condition=models.Q(('mechanism__in', ['', 'PLAIN', 'LOGIN', 'CRAM-MD5', 'EXTERNAL'])), name='mailpool_credential_mechanism', violation_error_message='There is no such login mechanism.'),
         ),
         migrations.AddConstraint(
             model_name='credential',

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from mailpool.guard import Guard
 from mailpool.secret import Secret
+from mailpool.smtp.auth import EXTERNAL, MECHANISMS, PASSWORD_MECHANISMS
 
 Security = Literal["starttls", "tls", "plain"]
 SECURITIES: tuple[Security, ...] = ("starttls", "tls", "plain")
@@ -29,7 +30,7 @@ class SessionParams:
     caller whose own value is equal: so two callers that differ in anything that can change a
     connection, password and credential id included, can't share one.
 
-    Times are seconds. ``repr`` does not show the password, and the value can't be pickled.
+    Times are seconds. ``repr`` does not show the secrets, and the value can't be pickled.
     """
 
     credential_id: str
@@ -44,6 +45,15 @@ class SessionParams:
     password: str = field(default="", repr=False)
     ca_certificate: str = field(default="", repr=False)
     """PEM; empty for the system's authorities."""
+
+    client_certificate: str = field(default="", repr=False)
+    """PEM, with its chain: for a server that asks for one. Together with *client_key* (PEM)."""
+
+    client_key: str = field(default="", repr=False)
+
+    mechanism: str = ""
+    """The only way to log in. Empty: by password, the first of those that are known; without a
+    username by the client certificate, if there is one and the server offers that."""
 
     guard: Guard | None = None
     """Where the connection may go. ``None``: anywhere."""
@@ -83,10 +93,36 @@ class SessionParams:
             raise ValueError(f"security must be one of {', '.join(SECURITIES)}.")
         if not self.host or not 1 <= self.port <= 65535:
             raise ValueError("a session needs a host and a port from 1 to 65535.")
-        if bool(self.username) != bool(self.password):
+        if self.mechanism and self.mechanism not in MECHANISMS:
+            raise ValueError(f"mechanism must be empty or one of {', '.join(MECHANISMS)}.")
+        if self.mechanism == EXTERNAL:
+            if self.password or not self.client_certificate:
+                raise ValueError("EXTERNAL logs in by a client certificate, without a password.")
+        elif bool(self.username) != bool(self.password):
             raise ValueError("username and password go together.")
+        elif self.mechanism and not self.username:
+            raise ValueError(f"{self.mechanism} needs a username.")
+        if bool(self.client_certificate) != bool(self.client_key):
+            raise ValueError("client certificate and client key go together.")
+        if self.client_certificate and self.security == "plain":
+            raise ValueError("a client certificate needs TLS.")
         # Frozen, and still hidden from every traceback that shows this object's fields.
         object.__setattr__(self, "password", Secret(self.password))
+        object.__setattr__(self, "client_key", Secret(self.client_key))
+
+    @property
+    def mechanisms(self) -> tuple[str, ...]:
+        """The ways to log in that may be used, best first; none where there is no login."""
+        if self.mechanism:
+            return (self.mechanism,)
+        if self.username:
+            return PASSWORD_MECHANISMS
+        return (EXTERNAL,) if self.client_certificate else ()
+
+    @property
+    def needs_login(self) -> bool:
+        """Whether nothing may be sent without one."""
+        return bool(self.username or self.mechanism)
 
     @property
     def timeouts(self) -> Timeouts:

@@ -33,6 +33,9 @@ OTHERS = {
     "final_timeout": 6.0,
     "single_flight": True,
     "guard": Guard(),
+    "client_certificate": "Certificate",
+    "client_key": "Key",
+    "mechanism": "LOGIN",
 }
 
 
@@ -44,9 +47,11 @@ def base():
             credential_id="bob",
             host="127.0.0.1",
             port=server.port,
-            security="plain",
+            security="starttls",
             username="bob",
             password="secret",
+            client_certificate="certificate",
+            client_key="private",
             timeout=5,
         )
 
@@ -57,7 +62,7 @@ class FakeSession:
     is_open = True
     is_spent = False
     messages = reuses = 0
-    tls_version = cipher = closed_because = id = ""
+    tls_version = cipher = mechanism = closed_because = id = ""
 
     def __init__(self, params, deadline, memory):
         self.params = params
@@ -104,6 +109,9 @@ DEFECTS = {
     "CA store changed (CVE-2025-14819)": "ca_certificate",
     "IPv6 zone (CVE-2022-27775)": "host",
     "another port of the same host": "port",
+    "client certificate (CVE-2016-5420, CVE-2016-7141)": "client_certificate",
+    "the client certificate's key (CVE-2026-8932)": "client_key",
+    "mechanism options (CVE-2023-27536, CVE-2026-8458)": "mechanism",
 }
 
 
@@ -121,6 +129,7 @@ def test_reuse_defect_of_others(base, defect):
 def test_no_login_is_a_key_of_its_own(base):
     """CVE-2015-3143: a connection without a login is not one with a login."""
     anonymous = replace(base, username="", password="")
+    assert anonymous != replace(anonymous, client_certificate="", client_key="")
     pool = SessionPool(connect=FakeSession)
     with pool.session(base) as authenticated:
         pass
@@ -134,8 +143,9 @@ def test_host_is_compared_as_it_is_written(base):
 
 
 def test_repr_and_pickle_show_no_password(base):
-    assert "secret" not in repr(base)
-    assert "secret" not in str(base)
+    for shown in (repr(base), str(base), repr(base.password), repr(base.client_key)):
+        assert "secret" not in shown.replace("(secret)", "")
+        assert "private" not in shown
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(base)
     assert copy.copy(base) == base
@@ -151,6 +161,13 @@ def test_repr_and_pickle_show_no_password(base):
         {"host": ""},
         {"password": ""},
         {"username": ""},
+        {"client_certificate": ""},
+        {"client_key": ""},
+        {"security": "plain"},  # with a client certificate
+        {"mechanism": "plain"},
+        {"mechanism": "EXTERNAL"},  # with a password
+        {"mechanism": "EXTERNAL", "password": "", "client_certificate": "", "client_key": ""},
+        {"mechanism": "PLAIN", "username": "", "password": ""},
     ],
 )
 def test_impossible_values_are_refused(base, wrong):
