@@ -158,7 +158,11 @@ def _of_credential(old: Any, new: Any) -> Iterator[AuditEntry]:
         yield audit.entry(Action.DELETED, old)
         return
     if old is None:
-        fields = [field for field in new._meta.concrete_fields if field.editable]
+        fields = [
+            field
+            for field in new._meta.concrete_fields
+            if field.editable and getattr(new, field.attname) not in (None, "")
+        ]
         facts = [f"{field.verbose_name}: {_value(new, field)}" for field in fields]
         yield audit.entry(Action.CREATED, new, "; ".join(facts))
         return
@@ -166,7 +170,8 @@ def _of_credential(old: Any, new: Any) -> Iterator[AuditEntry]:
     for field in _differing(old, new):
         if isinstance(field, EncryptedTextField):
             action = Action.PASSWORD_SET if field.is_set(new) else Action.PASSWORD_REMOVED
-            yield audit.entry(action, new)
+            which = "" if field.name == "password" else str(field.verbose_name)
+            yield audit.entry(action, new, which)
         elif field.name == "is_active":
             yield audit.entry(Action.ENABLED if new.is_active else Action.DISABLED, new)
         else:

@@ -524,7 +524,7 @@ class Credential(Audited):
         Otherwise somebody who has held the instance for a while would put an old one back, or one
         under a key that was rotated out meanwhile.
         """
-        is_new = self._state.adding
+        is_new = self._state.adding or bool(kwargs.get("force_insert"))
         fields = kwargs.get("update_fields")
         kept = [secret for secret in self._secret_fields if not secret.is_pending(self)]
         if fields is None and not is_new and kept:

@@ -31,15 +31,15 @@ settings.MAILPOOL["ENCRYPTION_KEYS"] = [{NEW!r}, {OLD!r}]
 from django.core.management import call_command
 """
 STOP_IN_THE_MIDDLE = f"""
-from mailpool.vault import EncryptedQuerySet
-updates, update = [], EncryptedQuerySet.update
+from django.db.models import QuerySet
+updates, update = [], QuerySet.update
 def stop(self, **kwargs):
     updates.append(1)
     if len(updates) == {ROWS // 2}:
         print("now", flush=True)
         input()
     return update(self, **kwargs)
-EncryptedQuerySet.update = stop
+QuerySet.update = stop
 """
 RUN = "call_command('mailpool_rotate_keys')"
 
