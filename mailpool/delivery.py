@@ -209,7 +209,7 @@ def session_params(credential: Credential) -> SessionParams:
     )
 
 
-def server_params(server: MailServer, **identity: str) -> SessionParams:
+def server_params(server: MailServer, **identity: Any) -> SessionParams:
     """How to connect to *server* as *identity* (``credential_id``, ``username``, ``password``)."""
     return SessionParams(
         host=server.host,

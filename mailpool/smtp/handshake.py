@@ -18,8 +18,8 @@ from smtplib import (
     SMTPServerDisconnected,
 )
 
-from mailpool.secret import Secret, SecretBytes
-from mailpool.smtp.auth import MECHANISMS, authenticate
+from mailpool.secret import SecretBytes
+from mailpool.smtp.auth import authenticate, mechanisms
 from mailpool.smtp.memory import KeyMemory
 from mailpool.smtp.params import SessionParams
 from mailpool.smtp.reply import Reply
@@ -264,21 +264,22 @@ class Handshake:
 
     def _login(self) -> str:
         params = self.params
+        wanted = mechanisms(params)
         if not self.wire.tls and not self._peer_is_this_machine():
+            secret = "password" if params.auth == "password" else "access token"
             raise SMTPNotSupportedError(
-                f"The password is not sent to {params.address} in clear text. Choose STARTTLS or "
+                f"The {secret} is not sent to {params.address} in clear text. Choose STARTTLS or "
                 "implicit TLS for this server."
             )
         offered = self.features.get("AUTH", "").upper().split()
-        usable = [mechanism for mechanism in MECHANISMS if mechanism in offered]
+        usable = [mechanism for mechanism in wanted if mechanism in offered]
         if not usable:
             what = f"only {' '.join(offered)}" if offered else "no login"
             raise SMTPNotSupportedError(
-                f"{params.address} offers {what} here; mailpool logs in by {', '.join(MECHANISMS)}."
+                f"{params.address} offers {what} here; this account logs in by {', '.join(wanted)}."
             )
-        password = Secret(params.password)
         for mechanism in usable:
-            reply = authenticate(self._command, mechanism, params.username, password)
+            reply = authenticate(self._command, mechanism, params)
             if reply.code == 235:
                 return f"logged in as {params.username} by {mechanism}"
             if reply.code not in _AUTH_SYNTAX_CODES:

@@ -11,6 +11,8 @@ from mailpool.secret import Secret
 Security = Literal["starttls", "tls", "plain"]
 SECURITIES: tuple[Security, ...] = ("starttls", "tls", "plain")
 
+Auth = Literal["password", "bearer"]
+
 
 class Timeouts(NamedTuple):
     """How long each phase may take, seconds."""
@@ -27,9 +29,10 @@ class SessionParams:
 
     A session is opened from this value and from nothing else, and is only ever handed to a
     caller whose own value is equal: so two callers that differ in anything that can change a
-    connection, password and credential id included, can't share one.
+    connection, password and credential id included, can't share one. Of an OAuth 2 login it is
+    the grant that counts, and not which of its short-lived tokens a session was opened with.
 
-    Times are seconds. ``repr`` does not show the password, and the value can't be pickled.
+    Times are seconds. ``repr`` shows neither password nor token, and the value can't be pickled.
     """
 
     credential_id: str
@@ -42,6 +45,15 @@ class SessionParams:
     """Empty: no login is attempted."""
 
     password: str = field(default="", repr=False)
+    auth: Auth = "password"
+    """How to log in. ``bearer``: with an OAuth 2 access token, and never with a password."""
+
+    grant: str = ""
+    """Which permission the access token stands for. A new grant is another key."""
+
+    access_token: str = field(default="", repr=False, compare=False)
+    """Not in the key, so that a session goes on when the token it was opened with is replaced."""
+
     ca_certificate: str = field(default="", repr=False)
     """PEM; empty for the system's authorities."""
 
@@ -83,10 +95,16 @@ class SessionParams:
             raise ValueError(f"security must be one of {', '.join(SECURITIES)}.")
         if not self.host or not 1 <= self.port <= 65535:
             raise ValueError("a session needs a host and a port from 1 to 65535.")
-        if bool(self.username) != bool(self.password):
+        if self.auth == "bearer":
+            if not (self.username and self.grant and self.access_token) or self.password:
+                raise ValueError("a bearer login is a username, a grant and an access token.")
+        elif self.auth != "password" or self.grant or self.access_token:
+            raise ValueError("auth must be password, or bearer with a grant and an access token.")
+        elif bool(self.username) != bool(self.password):
             raise ValueError("username and password go together.")
         # Frozen, and still hidden from every traceback that shows this object's fields.
         object.__setattr__(self, "password", Secret(self.password))
+        object.__setattr__(self, "access_token", Secret(self.access_token))
 
     @property
     def timeouts(self) -> Timeouts:
