@@ -19,10 +19,13 @@ from django.utils.translation import gettext as _
 from mailpool import delivery
 from mailpool.addresses import parse_mailbox
 from mailpool.exceptions import (
+    CredentialNeedsAttention,
     DeliveryUnknown,
     InvalidMessage,
     MailpoolError,
     NoRoute,
+    OAuthError,
+    OAuthUnavailable,
     PoolTimeout,
     RouteError,
     SecretError,
@@ -30,6 +33,7 @@ from mailpool.exceptions import (
     WrongSite,
 )
 from mailpool.models import Credential, MailServer
+from mailpool.oauth import tokens
 from mailpool.routing import require_own_server
 from mailpool.smtp import Handshake, Session, SessionParams
 
@@ -77,6 +81,7 @@ def _titles() -> dict[str, str]:
     return {
         "owner": _("Check whose server it is"),
         "secret": _("Decrypt the password"),
+        "token": _("Get an access token"),
         "resolve": _("Find the host"),
         "connect": _("Connect"),
         "greeting": _("Read the greeting"),
@@ -104,12 +109,32 @@ def verify_credential(credential: Credential, *, recipient: str | None = None) -
     """
     sender = _own_address(credential)
     target = _full_address(recipient) if recipient else sender
-    report = _verify(
-        lambda: delivery.session_params(credential), credential.server, sender, target, credential
-    )
+
+    def verify() -> Report:
+        return _verify(
+            lambda: delivery.session_params(credential),
+            credential.server,
+            sender,
+            target,
+            credential,
+        )
+
+    report = verify()
+    if report.failure and report.failure.key == "auth" and _renew_token(credential):
+        report = verify()
     if report.ok:
         delivery.get_pool().forgive(str(credential.pk))
     return report
+
+
+def _renew_token(credential: Credential) -> bool:
+    """After a refused login: whether there is another access token to try, as when mail is sent."""
+    if not credential.is_oauth or tokens.is_young(credential):
+        return False
+    try:
+        return bool(tokens.access_token(credential, refused=credential.access_token))
+    except MailpoolError:
+        return True  # which the next verification will say
 
 
 def _verify(
@@ -125,11 +150,11 @@ def _verify(
     report.steps.clear()  # worth a word only if it fails
     made: list[SessionParams] = []
 
-    def decrypt() -> str:
+    def get_secret() -> str:
         made.append(make_params())
         return ""
 
-    if not _run(report, "secret", decrypt):
+    if not _run(report, "token" if credential and credential.is_oauth else "secret", get_secret):
         return report
     if not made[0].username:
         report.steps.clear()  # there was nothing to decrypt
@@ -270,6 +295,12 @@ def _advice() -> list[tuple[type[Exception] | tuple[type[Exception], ...], str]]
                 "the key provider failed, see to that."
             ),
         ),
+        (CredentialNeedsAttention, _("Open the credential in the admin and connect the account.")),
+        (
+            OAuthUnavailable,
+            _("Try again later. If it stays like that: does this machine reach the token URL?"),
+        ),
+        (OAuthError, _("Compare the OAuth client's settings with those at the provider.")),
         (
             NoRoute,
             _("Enter or activate a credential of the tenant (or of the site), and its server."),
@@ -318,8 +349,8 @@ def _advice() -> list[tuple[type[Exception] | tuple[type[Exception], ...], str]]
         (
             smtplib.SMTPAuthenticationError,
             _(
-                "Check username and password. Many providers want an app password here, or have "
-                "to allow SMTP for the account first."
+                "Check username and password. Many providers want an app password or an OAuth 2 "
+                "login here, or have to allow SMTP for the account first."
             ),
         ),
         (

@@ -352,7 +352,8 @@ def test_scrub_reaches_every_encrypted_field_of_every_app(foreign_models, stagin
         cursor.execute("UPDATE mailpool_scrubtoken SET token = 'in clear text' WHERE id = 4")
     text, status = run("scrub", "--json", "--no-input")
     assert status == 0
-    assert json.loads(text)["secrets"] == {
+    found = json.loads(text)["secrets"]
+    assert {place: count for place, count in found.items() if count} == {
         "mailpool.Credential.password": 1,
         "mailpool.ScrubToken.token": 5,
         "mailpool.ScrubChild.pin": 5,
@@ -371,7 +372,7 @@ def test_dry_run_changes_nothing(staging):
     text, status = run("scrub", "--dry-run")
     assert status == 0
     assert re.search(r"credentials to switch off +1\n", text)
-    assert "secrets in mailpool.Credential.password  2" in text
+    assert re.search(r"secrets in mailpool.Credential.password +2\n", text)
     assert "Done" not in text
     result = json.loads(run("scrub", "--dry-run", "--json")[0])
     assert (result["credentials"], result["dry_run"]) == (1, True)

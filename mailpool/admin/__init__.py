@@ -8,6 +8,7 @@ from mailpool import conf
 conf.require_tenant_model()  # the forms below need it, and the admin may be loaded before the app
 
 from mailpool.admin.credentials import CredentialAdmin, CredentialInline, TenantAdminMixin  # noqa: E402
+from mailpool.admin.oauth import OAuthClientAdmin  # noqa: E402
 from mailpool.admin.servers import MailServerAdmin  # noqa: E402
 from mailpool.admin.tenants import TenantAdmin  # noqa: E402
 
@@ -15,6 +16,7 @@ __all__ = [
     "CredentialAdmin",
     "CredentialInline",
     "MailServerAdmin",
+    "OAuthClientAdmin",
     "TenantAdmin",
     "TenantAdminMixin",
 ]

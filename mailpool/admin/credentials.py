@@ -32,11 +32,26 @@ LIST_AT_MOST = 50
 
 
 def attention(credential: Credential) -> str:
-    """Why the stored password can't be used; empty if it can."""
+    """Why there is no way to log in with what is stored; empty if there is."""
+    if credential.is_oauth:
+        return _oauth_attention(credential)
     if credential.username and not credential.has_password:
         return gettext("No password is stored.")
     try:
         credential.password  # noqa: B018
+    except SecretError as error:
+        return str(error)
+    return ""
+
+
+def _oauth_attention(credential: Credential) -> str:
+    if credential.needs_attention:
+        return credential.needs_attention
+    if not credential.is_connected:
+        return gettext("The account is not connected.")
+    try:
+        credential.refresh_token  # noqa: B018
+        credential.oauth_client.client_secret  # type: ignore[union-attr]  # noqa: B018
     except SecretError as error:
         return str(error)
     return ""
@@ -58,6 +73,8 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
             self.fields["username"].widget.attrs["autocomplete"] = "off"
         if "password" in self.fields:
             self.fields["password"].help_text = self._about_password()
+        if "kind" in self.fields:
+            self.fields["kind"].required = False  # left out: as it is
 
     def _about_password(self) -> str:
         when = self.instance.password_set_at
@@ -67,6 +84,9 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
             return gettext("Set. Leave empty to keep it.")
         return gettext("Set on %(when)s. Leave empty to keep it.") % {"when": _minute(when)}
 
+    def clean_kind(self) -> str:
+        return str(self.cleaned_data["kind"] or self.instance.kind)
+
     def clean(self) -> dict[str, Any] | None:
         cleaned = super().clean()
         if cleaned is not None and cleaned.get("password"):
@@ -74,6 +94,8 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
                 get_keyring().newest  # noqa: B018
             except SecretError as error:
                 self.add_error("password", str(error))
+        if cleaned is not None:
+            self._drop_secrets_of_no_use(cleaned)
         # Without a login there is nothing that a password could be for.
         if cleaned is not None and not cleaned.get("username") and not cleaned.get("password"):
             self.instance.password = ""
@@ -83,6 +105,14 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
                 _("Enter the password again: the stored one is for the account as it was."),
             )
         return cleaned
+
+    def _drop_secrets_of_no_use(self, cleaned: dict[str, Any]) -> None:
+        """What another kind of login was made with is not kept."""
+        kind = cleaned.get("kind", self.instance.kind)
+        if kind != Credential.Kind.PASSWORD and not cleaned.get("password"):
+            self.instance.password = ""
+        if kind != Credential.Kind.AUTHORIZATION_CODE and self.instance.connected_at:
+            self.instance.refresh_token = ""
 
     def _goes_elsewhere(self) -> bool:
         """Whether it is to be another tenant's or for another server; the password stays behind."""
@@ -224,18 +254,19 @@ class CredentialAdmin(CredentialVerification, SecretiveAdmin):
     list_display = ("account", "tenant", "server", "problem", "is_active", "priority")
     ordering = ("username", "pk")
     list_filter = ("is_active", "server")
-    list_select_related = ("server", "tenant")
+    list_select_related = ("server", "tenant", "oauth_client")
     list_per_page = 50
     search_fields = ("username", "default_from", "senders__address", "server__name")
     search_help_text = _("Finds usernames, senders, servers and tenants.")
-    readonly_fields = ("stored_password", "attention")
+    readonly_fields = ("stored_password", "connection", "attention")
     actions = ("activate", "deactivate")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         may_change = (
             self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
         )
-        login = ["username", "password" if may_change else "stored_password"]
+        login = ["username", "kind", "password" if may_change else "stored_password"]
+        login += ["oauth_client", *(["connection"] if obj and obj.is_oauth else [])]
         if obj and attention(obj):
             login.append("attention")
         return (
@@ -264,6 +295,16 @@ class CredentialAdmin(CredentialVerification, SecretiveAdmin):
         when = credential.password_set_at
         return gettext("Set on %(when)s") % {"when": _minute(when) if when else "-"}
 
+    @admin.display(description=_("connection"))
+    def connection(self, credential: Credential) -> str:
+        """Since when this site may send with the account."""
+        if credential.kind == Credential.Kind.CLIENT_CREDENTIALS:
+            return gettext("By the application itself: nobody has to connect the account.")
+        if not credential.is_connected:
+            return gettext("Not connected")
+        when = credential.connected_at
+        return gettext("Connected on %(when)s") % {"when": _minute(when) if when else "-"}
+
     @admin.display(description=_("needs attention"))
     def attention(self, credential: Credential) -> str:
         return attention(credential)
@@ -272,7 +313,14 @@ class CredentialAdmin(CredentialVerification, SecretiveAdmin):
     def problem(self, credential: Credential) -> str:
         if not (reason := attention(credential)):
             return ""
-        short = gettext("does not decrypt") if credential.has_password else gettext("no password")
+        if credential.needs_attention:
+            short = gettext("connect again")
+        elif credential.is_oauth and not credential.is_connected:
+            short = gettext("not connected")
+        elif credential.is_oauth or credential.has_password:
+            short = gettext("does not decrypt")
+        else:
+            short = gettext("no password")
         return format_html('<span title="{}">{}</span>', reason, short)
 
     @admin.action(description=_("Activate the selected credentials"), permissions=["change"])

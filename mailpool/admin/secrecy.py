@@ -35,7 +35,7 @@ class SubmittedSecretsFilter(SafeExceptionReporterFilter):
 
 
 def _is_secret(name: str) -> bool:
-    return "password" in name.lower()
+    return any(word in name.lower() for word in ("password", "secret"))
 
 
 def _submitted(request: HttpRequest | None) -> list[str]:
