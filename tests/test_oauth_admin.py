@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from urllib.parse import parse_qs, urlsplit
+from urllib.request import urlopen
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
@@ -13,7 +17,7 @@ from django.urls import reverse
 from mailpool.models import Credential, OAuthClient
 from mailpool.oauth import provider as oauth_provider
 from tests.factories import CredentialFactory
-from tests.oauth_server import CLIENT_ID, CLIENT_SECRET
+from tests.oauth_server import CLIENT_ID, CLIENT_SECRET, OAuthServer
 
 pytestmark = pytest.mark.django_db
 
@@ -161,5 +165,225 @@ def test_missing_library_is_found_by_a_check(google, monkeypatch):
         call_command("check", databases=["default"])
 
 
-def test_urls_are_there():
-    assert reverse("admin:mailpool_oauthclient_changelist")
+# Connecting an account
+
+BOB = "bob@example.com"
+
+
+@pytest.fixture
+def provider():
+    with OAuthServer() as provider:
+        yield provider
+
+
+@pytest.fixture
+def credential(provider):
+    client = OAuthClient.objects.create(
+        name="Provider",
+        authorization_url=f"{provider.url}/authorize?tenant=a",
+        token_url=f"{provider.url}/token",
+        scopes="mail offline_access",
+        client_id=CLIENT_ID,
+        client_secret=CLIENT_SECRET,
+    )
+    return CredentialFactory(
+        username=BOB, kind="authorization_code", oauth_client=client, password=""
+    )
+
+
+def connect_page(credential) -> str:
+    return reverse("admin:mailpool_credential_connect", args=[credential.pk])
+
+
+def go(client, credential, **kwargs) -> str:
+    """To the provider: the address that the browser is sent to."""
+    response = client.post(connect_page(credential), **kwargs)
+    assert response.status_code == 302
+    return response["Location"]
+
+
+def allow(url) -> str:
+    """What the provider sends the browser back to, as a path of this site."""
+    with urlopen(url) as answer:
+        link = urlsplit(answer.headers["X-Link"])
+    return f"{link.path}?{link.query}"
+
+
+def come_back(client, path) -> str:
+    """The page that is shown in the end."""
+    response = client.get(path)
+    assert response.status_code == 302
+    assert "code" not in response["Location"]
+    return client.get(response["Location"]).content.decode()
+
+
+def test_an_account_is_connected(admin_client, credential, provider, caplog):
+    caplog.set_level(logging.DEBUG)
+    page = admin_client.get(f"/admin/mailpool/credential/{credential.pk}/change/")
+    assert connect_page(credential) in page.content.decode()
+    shown = admin_client.get(connect_page(credential)).content.decode()
+    assert "http://testserver/admin/mailpool/credential/connected/" in shown
+    url = go(admin_client, credential)
+    asked = {name: value[0] for name, value in parse_qs(urlsplit(url).query).items()}
+    assert asked["login_hint"] == BOB
+    assert asked["scope"] == "mail offline_access"
+    assert asked["tenant"] == "a"
+    assert asked["code_challenge_method"] == "S256"
+    back = allow(url)
+    assert "The account is connected." in come_back(admin_client, back)
+    row = Credential.objects.select_related("server", "oauth_client").get()
+    (grant,) = provider.grants
+    assert row.refresh_token == grant.refresh_token
+    assert row.access_token == grant.access_tokens[0]
+    assert row.access_token_expires_at
+    assert row.connected_at
+    assert row.grant != credential.grant
+    history = [entry.get_change_message() for entry in LogEntry.objects.all()]
+    assert history == ["Connected the account: Provider."]
+    code = parse_qs(urlsplit(back).query)["code"][0]
+    for secret in (code, grant.refresh_token, grant.access_tokens[0], CLIENT_SECRET):
+        assert secret not in str(history) + caplog.text
+
+
+def test_connecting_again_heals_an_account_that_needs_attention(admin_client, credential):
+    Credential.objects.update(needs_attention="Withdrawn.", refresh_token="")
+    come_back(admin_client, allow(go(admin_client, credential)))
+    assert Credential.objects.get().needs_attention == ""
+
+
+def refuses(client, path, credential, text):
+    before = Credential.objects.get().grant
+    assert text in come_back(client, path)
+    row = Credential.objects.get()
+    assert (row.grant, row.is_connected) == (before, credential.is_connected)
+
+
+def test_state_of_another_session_is_not_accepted(admin_client, admin_user, credential, client):
+    back = allow(go(admin_client, credential))
+    client.force_login(admin_user)
+    refuses(client, back, credential, "not begun in this session")
+
+
+@pytest.mark.parametrize("query", ["", "?code=abc", "?state=&code=abc", "?state=other&code=abc"])
+def test_made_up_state_is_not_accepted(admin_client, credential, query):
+    go(admin_client, credential)
+    path = reverse("admin:mailpool_credential_connected") + query
+    refuses(admin_client, path, credential, "not begun in this session")
+
+
+def test_each_state_is_good_for_once(admin_client, credential, provider):
+    back = allow(go(admin_client, credential))
+    come_back(admin_client, back)
+    credential.refresh_from_db()
+    refuses(admin_client, back, credential, "not begun in this session")
+    assert len(provider.requests) == 1
+
+
+def test_what_was_begun_too_long_ago_is_over(admin_client, credential, monkeypatch):
+    back = allow(go(admin_client, credential))
+    monkeypatch.setattr("mailpool.admin.connect._SECONDS", 0)
+    refuses(admin_client, back, credential, "too long ago")
+
+
+def test_several_at_a_time(admin_client, credential):
+    """As in several tabs; the oldest are given up."""
+    backs = [allow(go(admin_client, credential)) for _ in range(6)]
+    refuses(admin_client, backs[0], credential, "not begun in this session")
+    assert "is connected" in come_back(admin_client, backs[1])
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [("access_denied", "permission was not given"), ("invalid_scope", "invalid_scope not today")],
+)
+def test_provider_says_no(admin_client, credential, provider, error, text):
+    provider.denies = error
+    back = allow(go(admin_client, credential))
+    refuses(admin_client, back, credential, text)
+    assert provider.requests == []
+
+
+def test_verifier_of_another_attempt_is_refused_by_the_provider(admin_client, credential):
+    """PKCE: a code that somebody else got hold of is worth nothing here."""
+    first, second = (allow(go(admin_client, credential)) for _ in range(2))
+    code = parse_qs(urlsplit(first).query)["code"][0]
+    state = parse_qs(urlsplit(second).query)["state"][0]
+    path = reverse("admin:mailpool_credential_connected") + f"?state={state}&code={code}"
+    refuses(admin_client, path, credential, "PKCE verification failed")
+
+
+def test_no_refresh_token_is_no_connection(admin_client, credential, provider):
+    provider.omits_refresh_token = True
+    back = allow(go(admin_client, credential))
+    refuses(admin_client, back, credential, "no refresh token")
+
+
+def test_provider_that_is_away(admin_client, credential, provider):
+    back = allow(go(admin_client, credential))
+    provider.answers = lambda: ("500 Oops", b"")
+    refuses(admin_client, back, credential, "status 500")
+
+
+def test_client_that_was_changed_meanwhile(admin_client, credential, google, provider):
+    back = allow(go(admin_client, credential))
+    Credential.objects.update(oauth_client=google)
+    refuses(admin_client, back, credential, "another OAuth client")
+    assert provider.requests == []
+
+
+def test_behind_a_proxy_with_tls(admin_client, credential, settings):
+    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    settings.USE_X_FORWARDED_HOST = True
+    headers = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "mail.example.com"}
+    url = go(admin_client, credential, headers=headers)
+    uri = parse_qs(urlsplit(url).query)["redirect_uri"]
+    assert uri == ["https://mail.example.com/admin/mailpool/credential/connected/"]
+
+
+@pytest.mark.parametrize("codename", ["view_credential", "add_credential", "verify_credential"])
+def test_only_who_may_change_the_credential_connects_it(
+    client, admin_client, credential, provider, codename
+):
+    user = User.objects.create_user("somebody", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename="view_credential"))
+    user.user_permissions.add(Permission.objects.get(codename=codename))
+    client.force_login(user)
+    assert client.get(connect_page(credential)).status_code == 403
+    assert client.post(connect_page(credential)).status_code == 403
+    page = client.get(f"/admin/mailpool/credential/{credential.pk}/change/").content.decode()
+    assert connect_page(credential) not in page
+
+    user.user_permissions.add(Permission.objects.get(codename="change_credential"))
+    client.force_login(User.objects.get(pk=user.pk))
+    back = allow(go(client, credential))
+    user.user_permissions.remove(Permission.objects.get(codename="change_credential"))
+    assert client.get(back).status_code == 403  # taken away meanwhile
+    assert provider.requests == []
+
+
+def test_nobody_is_sent_away_without_a_csrf_token(admin_user, credential):
+    from django.test import Client
+
+    browser = Client(enforce_csrf_checks=True)
+    browser.force_login(admin_user)
+    assert browser.post(connect_page(credential)).status_code == 403
+    assert browser.get(connect_page(credential)).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["password", "client_credentials"])
+def test_only_accounts_that_are_connected_have_the_page(admin_client, credential, kind):
+    Credential.objects.update(kind=kind)
+    assert admin_client.get(connect_page(credential)).status_code == 404
+
+
+def test_the_redirect_uri_is_shown_where_the_client_is_entered(admin_client):
+    uri = "http://testserver/admin/mailpool/credential/connected/"
+    assert uri in admin_client.get(ADD).content.decode()
+
+
+def test_missing_library_is_said_on_the_page(admin_client, credential, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "authlib.integrations.requests_client", None)
+    response = admin_client.post(connect_page(credential))
+    assert "pip install mailpool[oauth2]" in response.content.decode()

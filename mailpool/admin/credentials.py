@@ -19,6 +19,7 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool import conf
 from mailpool.admin.actions import set_field
+from mailpool.admin.connect import ConnectPage
 from mailpool.admin.secrecy import SecretiveAdmin, SecretSubmissions
 from mailpool.admin.verify import CredentialVerification
 from mailpool.exceptions import InvalidMessage, SecretError
@@ -48,7 +49,7 @@ def _oauth_attention(credential: Credential) -> str:
     if credential.needs_attention:
         return credential.needs_attention
     if not credential.is_connected:
-        return gettext("The account is not connected.")
+        return gettext("The account is not connected. Choose “Connect account”.")
     try:
         credential.refresh_token  # noqa: B018
         credential.oauth_client.client_secret  # type: ignore[union-attr]  # noqa: B018
@@ -246,7 +247,7 @@ class TenantAdminMixin(SecretSubmissions):
 
 
 @admin.register(Credential)
-class CredentialAdmin(CredentialVerification, SecretiveAdmin):
+class CredentialAdmin(CredentialVerification, ConnectPage, SecretiveAdmin):
     """A credential with its senders."""
 
     form = CredentialForm

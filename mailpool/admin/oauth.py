@@ -8,9 +8,11 @@ from django import forms
 from django.contrib import admin
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from mailpool.admin.connect import redirect_uri
 from mailpool.admin.secrecy import SecretiveAdmin
 from mailpool.exceptions import SecretError
 from mailpool.models import OAuthClient
@@ -77,7 +79,10 @@ class OAuthClientAdmin(SecretiveAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         if obj is None or self.has_change_permission(request, obj):
-            return super().get_fieldsets(request, obj)
+            (title, first), *others = super().get_fieldsets(request, obj)
+            text = gettext("Redirect URI, to be entered at the provider: {}")
+            uri = redirect_uri(request, self.admin_site.name)
+            return ((title, {**first, "description": format_html(text, uri)}), *others)
         # Whoever may only look is shown all fields as they are, and a secret is no field to show.
         return (
             (None, {"fields": ("name", "provider", "client_id")}),
