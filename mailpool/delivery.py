@@ -153,7 +153,7 @@ def deliver(
     try:
         while window := jobs[reported : reported + WINDOW_MESSAGES]:
             try:
-                resolve(window, route)
+                resolve(window, route, terms.deadline)
                 _transmit_all(window, transmit, transmitter, terms)
             finally:
                 settle(window)
@@ -182,7 +182,7 @@ def _transmit_all(
     renewed: set[Any] = set()
     while waiting:
         transmit(waiting, transmitter, terms)
-        is_renewed = _renew_tokens(waiting, renewed)
+        is_renewed = _renew_tokens(waiting, renewed, terms.deadline)
         settle(job for job in waiting if not job.is_waiting)
         left = [job for job in waiting if job.is_waiting]
         if len(left) == len(waiting) and not is_renewed:
@@ -190,7 +190,7 @@ def _transmit_all(
         waiting = left
 
 
-def _renew_tokens(jobs: Sequence[Job], renewed: set[Any]) -> bool:
+def _renew_tokens(jobs: Sequence[Job], renewed: set[Any], deadline: float | None) -> bool:
     """Have messages whose access token was refused wait again, with another one: is there any?
 
     A token may be revoked before its time, and expires under a long batch when that has to connect
@@ -207,7 +207,9 @@ def _renew_tokens(jobs: Sequence[Job], renewed: set[Any]) -> bool:
         if tokens.is_young(credential):
             continue  # the next one would be refused as well
         try:
-            token = tokens.access_token(credential, refused=job.params.access_token)
+            token = tokens.access_token(
+                credential, refused=job.params.access_token, deadline=deadline
+            )
             params[key] = replace(job.params, access_token=token)
         except Exception as error:
             for other in refused:
@@ -231,20 +233,23 @@ def _terms(deadline: float | None, keep_order: bool | None) -> Terms:
     )
 
 
-def resolve(jobs: Sequence[Job], route: Route) -> None:
-    """Credential and connection parameters of each message, or its error: all database reads."""
+def resolve(jobs: Sequence[Job], route: Route, deadline: float | None = None) -> None:
+    """Credential and connection parameters of each message, or its error: all database reads.
+
+    Access tokens as well, which are got from their provider where they are about to expire.
+    """
     params: dict[Any, SessionParams] = {}
     for job in jobs:
         try:
             job.credential = credential = route(job.message)
             if credential.pk not in params:
-                params[credential.pk] = session_params(credential)
+                params[credential.pk] = session_params(credential, deadline)
             job.params = params[credential.pk]
         except Exception as error:
             job.error = error
 
 
-def session_params(credential: Credential) -> SessionParams:
+def session_params(credential: Credential, deadline: float | None = None) -> SessionParams:
     """How to connect for *credential*: the only way from the database to a connection.
 
     Raises ``WrongSite`` where the database is another site's, ``NoRoute`` where the server is
@@ -260,7 +265,7 @@ def session_params(credential: Credential) -> SessionParams:
             username=credential.username,
             auth="bearer",
             grant=_grant(credential),
-            access_token=tokens.access_token(credential),
+            access_token=tokens.access_token(credential, deadline=deadline),
         )
     password = credential.password
     if credential.username and not password:

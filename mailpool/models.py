@@ -400,11 +400,9 @@ class OAuthClient(models.Model):
         """Write the row; of an existing one the client secret only if it was set here."""
         _leave_out_unset_secrets(self, kwargs)
         super().save(*args, **kwargs)
-        if not self._state.adding:
-            # What kept the provider from giving tokens may be put right now.
-            Credential.objects.filter(oauth_client=self, token_lease="").update(
-                token_lease_until=None
-            )
+        # What kept the provider from giving tokens may be put right now.
+        paused = Credential.objects.filter(oauth_client=self, token_lease="")
+        paused.update(token_lease_until=None)
 
     @property
     def has_client_secret(self) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 from django.conf import settings
 from django.core.mail import EmailMessage
@@ -23,7 +24,10 @@ from django.test.utils import _TestState, override_settings
 
 from mailpool import backends, conf
 from mailpool.delivery import Job, Terms
+from mailpool.exceptions import CredentialNeedsAttention
 from mailpool.models import Credential, MailServer
+from mailpool.oauth import tokens
+from mailpool.secret import Secret
 from mailpool.smtp import Envelope, Receipt, Transmitter
 
 __all__ = ["CapturedMessage", "EmailBackend", "Outbox", "capture"]
@@ -90,15 +94,22 @@ def capture() -> Iterator[Outbox]:
     """Send all mail inside the block into a list, after it was routed and rendered for real.
 
     Errors are real as well: a message without a route raises ``NoRoute``. Credentials come from
-    the test's database and their secrets are decrypted, so an encryption key has to be set.
+    the test's database and their secrets are decrypted, so an encryption key has to be set. No
+    OAuth 2 provider is asked: an account that is connected counts as logged in.
     """
     outbox = Outbox()
     _outboxes.append(outbox)
     try:
-        with override_settings(**_settings()):
+        with override_settings(**_settings()), patch.object(tokens, "access_token", _token):
             yield outbox
     finally:
         _outboxes.pop()
+
+
+def _token(credential: Credential, **kwargs: Any) -> Secret:
+    if credential.needs_attention or not credential.is_connected:
+        raise CredentialNeedsAttention(credential.needs_attention or "It is not connected.")
+    return Secret("captured")
 
 
 def _settings() -> dict[str, Any]:

@@ -34,6 +34,10 @@ _WITHDRAWN = {"invalid_grant", "interaction_required", "consent_required", "logi
 _TEMPORARY = {"server_error", "temporarily_unavailable", "slow_down"}
 
 
+class ProviderAway(OAuthUnavailable):
+    """The provider does not answer, whichever account is asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """What a provider gave."""
@@ -142,14 +146,14 @@ def _ask(client: OAuthClient, secrets: list[Secret], question: Callable[[Any], A
         except AuthlibBaseError as error:
             raise _refusal(client, error, [*secrets, client.client_secret]) from None
         except Timeout:
-            raise _unavailable(client, _("it did not answer in time")) from None
+            raise _unavailable(client, _("it did not answer in time"), ProviderAway) from None
         except RequestException as error:
             status = getattr(error.response, "status_code", None)
             what = (
                 _("it answered with status %d") % status if status else _("there is no connection")
             )
-            raise _unavailable(client, what) from None
-        except (ValueError, KeyError, TypeError):
+            raise _unavailable(client, what, ProviderAway) from None
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise _unavailable(client, _("its answer has no access token")) from None
 
 
@@ -185,8 +189,10 @@ def _refusal(client: OAuthClient, error: Any, secrets: list[Secret]) -> OAuthErr
     )
 
 
-def _unavailable(client: OAuthClient, what: str) -> OAuthUnavailable:
-    return OAuthUnavailable(
+def _unavailable(
+    client: OAuthClient, what: str, kind: type[OAuthUnavailable] = OAuthUnavailable
+) -> OAuthUnavailable:
+    return kind(
         _("%(client)s gives no access token right now: %(what)s. Try again later.")
         % {"client": client, "what": what}
     )

@@ -40,6 +40,10 @@ POLL = 0.05
 PAUSE = 5
 PAUSE_AFTER_REFUSAL = 60
 
+# Providers that did not answer a moment ago, in this process: OAuth client → until when (monotonic)
+# and why. A hundred accounts of a batch do not wait for the same provider in turn.
+_away: dict[object, tuple[float, str]] = {}
+
 _CIPHERTEXT = "access_token_ciphertext"
 
 
@@ -52,8 +56,13 @@ class _Found:
     error: Exception | None = None
 
 
-def access_token(credential: Credential, *, refused: str = "") -> Secret:
+def access_token(
+    credential: Credential, *, refused: str = "", deadline: float | None = None
+) -> Secret:
     """An access token for *credential* that does not expire right away, and is not *refused*.
+
+    *deadline* (monotonic, seconds) bounds the wait for others that are getting one. Where this
+    caller asks the provider itself, that is not cut short: what came of it would be lost.
 
     Raises ``CredentialNeedsAttention`` where the account has to be connected (again),
     ``OAuthUnavailable`` where there is no token right now, ``OAuthError`` where the provider wants
@@ -64,7 +73,9 @@ def access_token(credential: Credential, *, refused: str = "") -> Secret:
     if (usable := _usable(credential)) and usable != refused:
         return usable
     using = router.db_for_write(Credential, instance=credential)
-    found = _apart(using, lambda: _obtain(credential.pk, using, refused))
+    until = time.monotonic() + WAIT
+    until = until if deadline is None else min(until, deadline)
+    found = _apart(using, lambda: _obtain(credential.pk, using, refused, until))
     if found.is_new_trouble:
         signals.credential_needs_attention.send_robust(
             sender=Credential, credential=found.row, reason=str(found.error)
@@ -101,9 +112,8 @@ def _usable(credential: Credential, *, margin: bool = True) -> Secret | None:
     return token or None
 
 
-def _obtain(pk: object, using: str, refused: str) -> _Found:
+def _obtain(pk: object, using: str, refused: str, until: float) -> _Found:
     """The row with a token that will do, whoever gets it."""
-    until = time.monotonic() + WAIT
     while True:
         row = Credential.objects.using(using).select_related("server", "oauth_client").get(pk=pk)
         if row.needs_attention:
@@ -139,6 +149,9 @@ def _renew(row: Credential) -> _Found | None:
         client.client_secret  # noqa: B018  (opens, or is an error before anything is begun)
     except SecretError as error:
         return _Found(row, error=error)
+    away_until, why = _away.get(client.pk, (0.0, ""))
+    if time.monotonic() < away_until:
+        return _Found(row, error=provider.ProviderAway(why))
     if not _take_lease(row):
         return None
     try:
@@ -150,6 +163,8 @@ def _renew(row: Credential) -> _Found | None:
         is_new = _finish(row, needs_attention=str(error), needs_attention_since=timezone.now())
         return _Found(row, is_new_trouble=is_new, error=error)
     except OAuthError as error:
+        if isinstance(error, provider.ProviderAway):
+            _away[client.pk] = (time.monotonic() + PAUSE, str(error))
         pause = PAUSE if isinstance(error, OAuthUnavailable) else PAUSE_AFTER_REFUSAL
         _finish(row, token_lease_until=timezone.now() + timedelta(seconds=pause))
         return _Found(row, error=error)

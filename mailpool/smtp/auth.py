@@ -25,6 +25,10 @@ BEARER_MECHANISMS = ("OAUTHBEARER", "XOAUTH2")
 # goes on to refuse: RFC 7628 has a byte for it, in base64, and XOAUTH2 an empty line.
 _GO_ON = {"OAUTHBEARER": b"AQ==", "XOAUTH2": b""}
 
+# RFC 5321 §4.5.3.1.4; RFC 4954 has what does not fit said in answer to a challenge, in a line of
+# any length. Some servers refuse it otherwise, and access tokens are long.
+_LONGEST_COMMAND = 512
+
 # Shorter pieces of a secret than this are not looked for: they may be any word.
 _TELLTALE = 16
 
@@ -96,8 +100,12 @@ def _exchange(command: Command, mechanism: str, username: str, password: Secret)
 
 
 def _at_once(command: Command, mechanism: str, first: SecretBytes) -> Reply:
-    """Say *first* along with AUTH, and again to a server that overlooks the initial response."""
-    reply = command(SecretBytes(b"AUTH " + mechanism.encode() + b" " + first))
+    """Say *first* along with AUTH, where it fits and the server does not overlook it."""
+    line = SecretBytes(b"AUTH " + mechanism.encode() + b" " + first)
+    if len(line) + 2 > _LONGEST_COMMAND:
+        reply = command(b"AUTH " + mechanism.encode())
+        return command(first) if reply.code == 334 else reply
+    reply = command(line)
     # A challenge with something in it is how a bearer mechanism reports an error.
     if reply.code == 334 and (mechanism == "PLAIN" or not reply.lines[-1].strip()):
         reply = command(first)

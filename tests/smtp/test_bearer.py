@@ -13,7 +13,8 @@ import pytest
 from mailpool.smtp import SessionParams, SessionPool
 from tests.scripted import ScriptedServer
 
-TOKEN = "ya29.a0Ab-secret_token~" + "x" * 1200
+TOKEN = "ya29.a0Ab-secret_token~" + "x" * 200
+LONG = TOKEN + "y" * 1200
 BOTH = "AUTH PLAIN LOGIN XOAUTH2 OAUTHBEARER"
 
 
@@ -77,6 +78,40 @@ def test_standard_mechanism_is_preferred_and_says_all_at_once(server, bearer, po
         pass
     line = said(server)[0]
     assert line == f"AUTH OAUTHBEARER {first_line(server)}"
+
+
+@pytest.mark.parametrize("mechanism", ["OAUTHBEARER", "XOAUTH2"])
+def test_a_long_token_is_said_in_answer_to_a_challenge(server, bearer, pool, mechanism):
+    """RFC 4954: the line of the command has 512 octets at the most."""
+    server.extensions = [f"AUTH {mechanism}"]
+    server.when("AUTH").says("334 ")
+    params = replace(bearer, access_token=LONG)
+    with pytest.raises(SMTPAuthenticationError):
+        pool.acquire(params)  # which does not know the next line, and has it all the same
+    command, answer, *_ = said(server)
+    assert command == f"AUTH {mechanism}"
+    assert f"auth=Bearer {LONG}\1\1" in base64.b64decode(answer).decode()
+
+
+def test_a_long_token_and_a_server_that_lets_it_in(server, bearer, pool):
+    where = f"host=127.0.0.1\1port={server.port}"
+    line = encoded(f"n,a=bob@example.com,\1{where}\1auth=Bearer {LONG}\1\1".encode())
+    server.when("AUTH").says("334 ")
+    server.when(line.upper()).says("235 2.7.0 welcome")
+    with pool.session(replace(bearer, access_token=LONG)):
+        pass
+
+
+@pytest.mark.parametrize("length", [512, 513])
+def test_what_fits_is_said_at_once(server, bearer, pool, length):
+    server.extensions = ["AUTH XOAUTH2"]
+    around = len("user=bob@example.com\1auth=Bearer \1\1")
+    size = (length - len("AUTH XOAUTH2 \r\n")) // 4 * 3 - around
+    token = "t" * (size if length == 512 else size + 1)
+    server.when("AUTH").says("235 2.7.0 welcome")
+    with pool.session(replace(bearer, access_token=token)):
+        pass
+    assert (said(server)[0] == "AUTH XOAUTH2") == (length > 512)
 
 
 def test_xoauth2_where_there_is_nothing_else(server, bearer, pool):
