@@ -482,6 +482,10 @@ _TOKEN_STATE = {
 }
 
 
+# Stands in the place of a refresh token where there is none.
+APP_ONLY = "app-only"
+
+
 def new_grant() -> str:
     """The name of a permission that a provider has given, or is about to give."""
     return uuid.uuid4().hex
@@ -618,9 +622,11 @@ class Credential(models.Model):
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Write the row; of an existing one only those secrets that were set on this instance.
 
-        A refresh token that is set begins a new grant.
+        A refresh token that is set begins a new grant; a new row may have app-only access.
         """
         is_new = self._state.adding
+        if self.kind == self.Kind.CLIENT_CREDENTIALS and not self.is_connected and is_new:
+            self.allow_app_only()
         begins = _secret_field(self, "refresh_token").is_pending(self)
         if begins:
             self._begin_grant()
@@ -651,6 +657,14 @@ class Credential(models.Model):
             self.access_token = ""
             self.access_token_expires_at = None
 
+    def allow_app_only(self) -> None:
+        """Let app-only access be for the present tenant, server and OAuth client, once saved.
+
+        There is no secret of the account's own that could be bound to these, so a mark stands in
+        its place: whoever redirects the account by an edit or by SQL gets no token sent there.
+        """
+        self.refresh_token = APP_ONLY
+
     @property
     def is_oauth(self) -> bool:
         """Whether it logs in with access tokens, and never with a password."""
@@ -664,8 +678,6 @@ class Credential(models.Model):
     @property
     def is_connected(self) -> bool:
         """Whether there is what access tokens are got with; it is not decrypted to find out."""
-        if self.kind == self.Kind.CLIENT_CREDENTIALS:
-            return self.oauth_client is not None and self.oauth_client.has_client_secret
         return bool(_secret_field(self, "refresh_token").is_set(self))
 
     def check_default_from(self, senders: Collection[str]) -> None:

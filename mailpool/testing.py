@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 from django.conf import settings
 from django.core.mail import EmailMessage
@@ -100,13 +99,19 @@ def capture() -> Iterator[Outbox]:
     outbox = Outbox()
     _outboxes.append(outbox)
     try:
-        with override_settings(**_settings()), patch.object(tokens, "access_token", _token):
+        with override_settings(**_settings()):
+            tokens.access_token = _token
             yield outbox
     finally:
         _outboxes.pop()
+        if not _outboxes:  # blocks may end in another order than they began
+            tokens.access_token = _access_token
 
 
-def _token(credential: Credential, **kwargs: Any) -> Secret:
+_access_token = tokens.access_token
+
+
+def _token(credential: Credential, *, refused: str = "", deadline: float | None = None) -> Secret:
     if credential.needs_attention or not credential.is_connected:
         raise CredentialNeedsAttention(credential.needs_attention or "It is not connected.")
     return Secret("captured")

@@ -194,6 +194,36 @@ def test_app_only_access(connect, host, provider):
     assert host.logins == [BOB]
 
 
+def test_app_only_access_is_not_redirected(connect, host, provider, make_credential):
+    """By SQL, say: no token is even asked for."""
+    credential = connect(kind="client_credentials")
+    type(credential.server).objects.update(host="127.0.0.1")
+    (result,) = send()
+    assert isinstance(result.error, SecretError)
+    assert attention(stored(credential))
+    assert provider.requests == []
+    assert host.connections == 0
+    row = stored(credential)
+    row.allow_app_only()  # meant to be so
+    row.save()
+    assert send()[0].status == "sent"
+
+
+def test_a_login_becomes_app_only_by_no_update(connect, provider, client):
+    credential = connect(refresh_token="")
+    Credential.objects.filter(pk=credential.pk).update(kind="client_credentials")
+    assert isinstance(send()[0].error, CredentialNeedsAttention)
+    assert provider.requests == []
+
+
+def test_app_only_access_moves_with_its_server(connect, provider):
+    credential = connect(kind="client_credentials")
+    server = credential.server
+    result = relocate(server, host="127.0.0.1", port=server.port, security=server.security)
+    assert (result.moved, result.left) == (1, [])
+    assert send()[0].status == "sent"
+
+
 def test_a_password_is_never_tried(connect, host, provider):
     """Not even one that is stored, and would be right."""
     credential = connect()
@@ -725,6 +755,17 @@ def test_captured_mail_asks_no_provider(connect, provider):
             message(tenant="mary").send()
     assert [captured.username for captured in outbox] == [BOB]
     assert provider.requests == []
+
+
+def test_captures_that_overlap_leave_nothing_behind():
+    real = tokens.access_token
+    first, second = testing.capture(), testing.capture()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert tokens.access_token is not real
+    second.__exit__(None, None, None)
+    assert tokens.access_token is real
 
 
 # Verification

@@ -165,6 +165,45 @@ def test_missing_library_is_found_by_a_check(google, monkeypatch):
         call_command("check", databases=["default"])
 
 
+def test_app_only_access_is_given_by_those_who_may_change_clients(client, google):
+    """It is access to every mailbox that the application may send as."""
+    user = User.objects.create_user("somebody", is_staff=True)
+    for codename in ("view_credential", "change_credential", "add_credential"):
+        user.user_permissions.add(Permission.objects.get(codename=codename))
+    client.force_login(user)
+    credential = CredentialFactory()
+    page = f"/admin/mailpool/credential/{credential.pk}/change/"
+    form = credential_form(credential, kind="client_credentials", oauth_client=str(google.pk))
+    assert "those who may change OAuth clients" in errors(client.post(page, form))
+
+    user.user_permissions.add(Permission.objects.get(codename="change_oauthclient"))
+    assert client.post(page, form).status_code == 302
+    row = Credential.objects.get()
+    assert row.is_connected
+    assert "By the application itself" in client.get(page).content.decode()
+
+    user.user_permissions.remove(Permission.objects.get(codename="change_oauthclient"))
+    assert client.post(page, {**form, "priority": "7"}).status_code == 302
+    other = {**form, "username": "boss@example.com"}
+    assert "those who may change OAuth clients" in errors(client.post(page, other))
+    row = Credential.objects.get()
+    assert (row.priority, row.username) == (7, credential.username)
+    assert row.refresh_token == "app-only"
+
+
+def test_app_only_access_to_another_server(admin_client, google):
+    credential = CredentialFactory(
+        kind="client_credentials", oauth_client=google, password="", server__security="tls"
+    )
+    other = CredentialFactory().server
+    page = f"/admin/mailpool/credential/{credential.pk}/change/"
+    form = credential_form(credential, oauth_client=str(google.pk), server=str(other.pk))
+    assert admin_client.post(page, form).status_code == 302
+    row = Credential.objects.select_related("server", "oauth_client").get(pk=credential.pk)
+    assert row.server == other
+    assert row.refresh_token == "app-only"
+
+
 # Connecting an account
 
 BOB = "bob@example.com"

@@ -49,6 +49,8 @@ def _oauth_attention(credential: Credential) -> str:
     if credential.needs_attention:
         return credential.needs_attention
     if not credential.is_connected:
+        if credential.kind == Credential.Kind.CLIENT_CREDENTIALS:
+            return gettext("The application has no access. Save the account to give it.")
         return gettext("The account is not connected. Choose “Connect account”.")
     try:
         credential.refresh_token  # noqa: B018
@@ -58,10 +60,16 @@ def _oauth_attention(credential: Credential) -> str:
     return ""
 
 
+_APP_ONLY_IS_FOR = {"kind", "oauth_client", "tenant", "server", "username"}
+
+
 class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
     """Takes a password and never shows one: an empty input means that the stored one stays."""
 
     password = SecretFormField(label=_("Password"), required=False)
+
+    # Whether whoever fills it in may give app-only access; the admin says so.
+    may_use_application = False
 
     class Meta:
         model = Credential
@@ -112,8 +120,22 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
         kind = cleaned.get("kind", self.instance.kind)
         if kind != Credential.Kind.PASSWORD and not cleaned.get("password"):
             self.instance.password = ""
-        if kind != Credential.Kind.AUTHORIZATION_CODE and self.instance.connected_at:
+        if "kind" in self.changed_data and self.instance.is_connected:
             self.instance.refresh_token = ""
+        if kind == Credential.Kind.CLIENT_CREDENTIALS:
+            self._check_app_only()
+
+    def _check_app_only(self) -> None:
+        """Whoever may have such an account may send as any mailbox that the application may."""
+        if self.instance.is_connected and _APP_ONLY_IS_FOR.isdisjoint(self.changed_data):
+            return
+        if self.may_use_application:
+            self.instance.allow_app_only()
+        else:
+            self.add_error(
+                None,
+                _("App-only access is given by those who may change OAuth clients."),
+            )
 
     def _goes_elsewhere(self) -> bool:
         """Whether it is to be another tenant's or for another server; the password stays behind."""
@@ -278,6 +300,11 @@ class CredentialAdmin(CredentialVerification, ConnectPage, SecretiveAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return self.readonly_fields
 
+    def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        form: Any = super().get_form(request, *args, **kwargs)
+        form.may_use_application = request.user.has_perm("mailpool.change_oauthclient")
+        return form
+
     def get_autocomplete_fields(self, request: HttpRequest) -> tuple[str, ...]:
         return choose_by_typing(request, self.admin_site)
 
@@ -299,10 +326,10 @@ class CredentialAdmin(CredentialVerification, ConnectPage, SecretiveAdmin):
     @admin.display(description=_("connection"))
     def connection(self, credential: Credential) -> str:
         """Since when this site may send with the account."""
-        if credential.kind == Credential.Kind.CLIENT_CREDENTIALS:
-            return gettext("By the application itself: nobody has to connect the account.")
         if not credential.is_connected:
             return gettext("Not connected")
+        if credential.kind == Credential.Kind.CLIENT_CREDENTIALS:
+            return gettext("By the application itself: nobody has to connect the account.")
         when = credential.connected_at
         return gettext("Connected on %(when)s") % {"when": _minute(when) if when else "-"}
 
