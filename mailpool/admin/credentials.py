@@ -87,6 +87,8 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def _about_password(self) -> str:
         when = self.instance.password_set_at
+        if self.instance.is_oauth:
+            return gettext("Only to log in with a password from now on.")
         if not self.instance.has_password:
             return gettext("Not set. It is stored encrypted and never shown again.")
         if when is None:
