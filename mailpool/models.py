@@ -402,7 +402,7 @@ class OAuthClient(models.Model):
         super().save(*args, **kwargs)
         # What kept the provider from giving tokens may be put right now.
         paused = Credential.objects.filter(oauth_client=self, token_lease="")
-        paused.update(token_lease_until=None)
+        models.QuerySet.update(paused, token_lease_until=None)
 
     @property
     def has_client_secret(self) -> bool:

@@ -17,7 +17,7 @@ from datetime import timedelta
 from threading import Thread
 from uuid import uuid4
 
-from django.db import DatabaseError, connections, router
+from django.db import DatabaseError, connections, models, router
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -180,7 +180,7 @@ def _take_lease(row: Credential) -> bool:
     Compare and swap in a single statement. That the access token is compared as well keeps out
     whoever read the row before somebody else got one.
     """
-    unchanged = Credential.objects.using(row._state.db).filter(
+    unchanged = _rows(row).filter(
         pk=row.pk,
         grant=row.grant,
         token_lease=row.token_lease,
@@ -196,7 +196,7 @@ def _take_lease(row: Credential) -> bool:
 
 def _finish(row: Credential, **values: object) -> bool:
     """Write *values* and give the lease back, if it is still this caller's."""
-    mine = Credential.objects.using(row._state.db).filter(pk=row.pk, token_lease=row.token_lease)
+    mine = _rows(row).filter(pk=row.pk, token_lease=row.token_lease)
     return bool(mine.update(**{"token_lease": "", "token_lease_until": None, **values}))
 
 
@@ -220,6 +220,11 @@ def _store(row: Credential, tokens: provider.Tokens) -> bool:
     setattr(row, _CIPHERTEXT, sealed)
     row.access_token_set_at, row.access_token_expires_at = now, tokens.expires_at
     return True
+
+
+def _rows(row: Credential) -> models.QuerySet[Credential]:
+    """Past the model's own queryset: a token that is renewed is no change that anybody made."""
+    return models.QuerySet(Credential).using(row._state.db)
 
 
 def _seal(row: Credential, name: str, secret: Secret) -> Sealed:
