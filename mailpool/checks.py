@@ -11,7 +11,7 @@ from django.apps import AppConfig, apps
 from django.conf import settings
 from django.core import mail
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
-from django.core.exceptions import FieldDoesNotExist, ValidationError
+from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured, ValidationError
 from django.db import DatabaseError, connections, router
 from django.db.models import CharField, TextField
 from django.utils.module_loading import import_string
@@ -55,6 +55,7 @@ def check_settings(
         *_tenants(),
         *_request_tenant(),
         *_tenant_servers(),
+        *_tenant_rate(),
     ]
 
 
@@ -206,6 +207,17 @@ def _tenant_servers() -> Iterator[CheckMessage]:
                 hint=f"Write it like {example}. Until then nothing is sent over tenants' servers.",
                 id="mailpool.E008",
             )
+
+
+def _tenant_rate() -> Iterator[CheckMessage]:
+    try:
+        conf.tenant_verify_rate()
+    except ImproperlyConfigured as error:
+        yield Error(
+            str(error),
+            hint="Until then tenants can neither save nor verify an account of their own.",
+            id="mailpool.E017",
+        )
 
 
 @register(Tags.security)

@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "EHLO_HOSTNAME": None,  # None: this machine's own name
     "TENANT_SERVER_NETWORKS": (),  # where tenants' servers may be, beside public addresses
     "TENANT_SERVER_PORTS": MAIL_PORTS,
+    "TENANT_VERIFY_RATE": "10/hour",  # attempts of a tenant in mailpool.views; None: no limit
     "SITE": None,  # name of this installation; None: databases are not told apart
 }
 
@@ -97,6 +98,26 @@ def tenant_guard() -> Guard:
             "TENANT_SERVER_NETWORKS or TENANT_SERVER_PORTS of MAILPOOL can't be used, so no "
             f"server of a tenant is: {error}."
         ) from error
+
+
+_PERIODS = {"minute": 60, "hour": 3600, "day": 86400}
+
+
+def tenant_verify_rate() -> tuple[int, int] | None:
+    """How many attempts within how many seconds; ``None``: no limit.
+
+    ``ImproperlyConfigured`` where the setting can't be read.
+    """
+    given = get("TENANT_VERIFY_RATE")
+    if given is None:
+        return None
+    count, _, period = str(given).partition("/")
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", count) or period not in _PERIODS:
+        raise ImproperlyConfigured(
+            f"MAILPOOL['TENANT_VERIFY_RATE'] is {given!r}. Write it like '10/hour' (or /minute, "
+            "/day), or None for no limit."
+        )
+    return int(count), _PERIODS[period]
 
 
 def encryption_keys() -> tuple[Secret, ...]:

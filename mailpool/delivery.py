@@ -253,28 +253,37 @@ def session_params(credential: Credential, deadline: float | None = None) -> Ses
     """How to connect for *credential*: the only way from the database to a connection.
 
     Raises ``WrongSite`` where the database is another site's, ``NoRoute`` where the server is
-    another tenant's, ``SecretError`` where the password is missing or does not decrypt, and
+    another tenant's, ``SecretError`` where a secret is missing or does not decrypt, and
     ``OAuthError`` where an OAuth 2 provider gives no access token: then no password is tried.
     """
     marker.require_own(credential)
     require_own_server(credential)
-    if credential.is_oauth:
-        return server_params(
-            credential.server,
-            credential_id=str(credential.pk),
-            username=credential.username,
-            auth="bearer",
-            grant=_grant(credential),
-            access_token=tokens.access_token(credential, deadline=deadline),
-        )
-    password = credential.password
-    if credential.username and not password:
+    password, key = credential.password, credential.client_key
+    if credential.uses_password and not password:
         raise SecretError(f"No password is stored for {credential}. Enter it in the admin.")
+    if bool(credential.client_certificate) != bool(key):
+        raise SecretError(
+            f"Of the client certificate of {credential} and its private key only one is stored. "
+            "Enter both in the admin."
+        )
+    if credential.is_oauth:
+        login = {
+            "auth": "bearer",
+            "access_token": tokens.access_token(credential, deadline=deadline),
+            "grant": _grant(credential),
+        }
+    else:
+        login = {
+            "password": password if credential.uses_password else "",
+            "mechanism": credential.mechanism,
+        }
     return server_params(
         credential.server,
         credential_id=str(credential.pk),
         username=credential.username,
-        password=password if credential.username else "",
+        client_certificate=credential.client_certificate,
+        client_key=key,
+        **login,
     )
 
 
@@ -286,7 +295,7 @@ def _grant(credential: Credential) -> str:
 
 
 def server_params(server: MailServer, **identity: Any) -> SessionParams:
-    """How to connect to *server* as *identity* (``credential_id``, ``username``, ``password``)."""
+    """How to connect to *server* as *identity*: ``credential_id``, and what it logs in with."""
     return SessionParams(
         host=server.host,
         port=server.port,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AmbiguousRoute",
     "BatchError",
+    "ClientCertificateError",
     "CredentialNeedsAttention",
     "DeliveryUnknown",
     "InvalidMessage",
@@ -28,6 +29,7 @@ __all__ = [
     "SecretError",
     "SenderNotAllowed",
     "ServerNotAllowed",
+    "TooManyAttempts",
     "WrongSite",
 ]
 
@@ -80,8 +82,24 @@ class CredentialNeedsAttention(OAuthError):
     """The provider has withdrawn its permission: the account has to be connected again."""
 
 
+class TooManyAttempts(MailpoolError):
+    """A tenant has tried too often to save or to verify an account; *seconds* to wait."""
+
+    def __init__(self, text: str, seconds: int) -> None:
+        self.seconds = seconds
+        super().__init__(text)
+
+    def __reduce__(self) -> tuple[type[TooManyAttempts], tuple[object, ...]]:
+        return type(self), (str(self), self.seconds)
+
+
 class WrongSite(MailpoolError):
     """The database is another site's, so its credentials are not used. Nothing was sent."""
+
+
+class ClientCertificateError(MailpoolError, smtplib.SMTPException):
+    """The server wants a client certificate or does not accept the one it got, or it can't be
+    used. Nothing was sent."""
 
 
 class DeliveryUnknown(MailpoolError, smtplib.SMTPException):

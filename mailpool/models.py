@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 from django.apps import apps
@@ -12,9 +13,12 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, transaction
 from django.utils.translation import gettext_lazy as _
 
-from mailpool import conf
+from mailpool import changes, conf
 from mailpool.addresses import parse_mailbox
-from mailpool.exceptions import ServerNotAllowed
+from mailpool.audit import AuditEntry as AuditEntry
+from mailpool.certificates import validate_client_certificate, validate_pair
+from mailpool.changes import Audited, AuditedQuerySet
+from mailpool.exceptions import SecretError, ServerNotAllowed
 from mailpool.guard import Guard
 from mailpool.presets import preset
 from mailpool.validators import (
@@ -23,6 +27,7 @@ from mailpool.validators import (
     normalize_sender,
     validate_ca_certificate,
     validate_from_address,
+    validate_full_address,
     validate_host,
     validate_provider_url,
     validate_sender,
@@ -285,6 +290,13 @@ class MailServer(models.Model):
         self.host = self.host.strip()
         if self.tenant_id is not None:
             self._clean_owned()
+        if self.security == self.Security.PLAIN and self._has_certificates():
+            raise ValidationError(
+                _(
+                    "Credentials with a client certificate use this server, and show it over TLS "
+                    "only. Choose STARTTLS or implicit TLS."
+                )
+            )
         if not self.allows_login and self.credentials.exclude(username="").exists():
             # Of no field, since the list's form does not have them all.
             raise ValidationError(
@@ -293,6 +305,9 @@ class MailServer(models.Model):
                     "clear text. Choose STARTTLS or implicit TLS."
                 )
             )
+
+    def _has_certificates(self) -> bool:
+        return self.credentials.exclude(client_certificate="").exists()
 
     def _clean_owned(self) -> None:
         """What is asked of a tenant's server. Of no field, here too."""
@@ -438,7 +453,7 @@ def _leave_out_unset_secrets(
             if {found.name, found.attname} & named and found.changed_at:
                 named.add(found.changed_at)  # goes with it
         kwargs["update_fields"] = named
-    elif not row._state.adding:
+    elif not row._state.adding and not kwargs.get("force_insert"):
         written = {field.attname for field in row._meta.concrete_fields}
         written -= row.get_deferred_fields() | {row._meta.pk.attname}
         written -= set(also)
@@ -448,8 +463,8 @@ def _leave_out_unset_secrets(
         kwargs["update_fields"] = written
 
 
-class CredentialQuerySet(EncryptedQuerySet):
-    """Keeps the encrypted password and the tenant's scope out of reach of bulk updates."""
+class CredentialQuerySet(EncryptedQuerySet, AuditedQuerySet):  # type: ignore[override]
+    """Keeps the encrypted secrets and the tenant's scope out of reach of bulk updates."""
 
     def update(self, **kwargs: Any) -> int:
         if {"tenant", "tenant_id", "scope"} & kwargs.keys():
@@ -457,7 +472,7 @@ class CredentialQuerySet(EncryptedQuerySet):
         return super().update(**kwargs)
 
 
-class SenderQuerySet(models.QuerySet["Sender"]):
+class SenderQuerySet(AuditedQuerySet):
     """Keeps what is derived from other columns out of reach of bulk updates."""
 
     def update(self, **kwargs: Any) -> int:
@@ -466,8 +481,10 @@ class SenderQuerySet(models.QuerySet["Sender"]):
         return super().update(**kwargs)
 
 
-# Whoever can redirect a secret of these, by an edit or by SQL, gets an error and not the secret.
-_ADDRESSEE = ("tenant_id", "server__host", "server__port", "server__security")
+# What a secret of a credential was entered for. Whoever can redirect it, by an edit or by SQL, gets
+# an error and not the secret.
+_ENTERED_FOR = ("tenant_id", "server__host", "server__port", "server__security")
+
 _PROVIDER = ("oauth_client__token_url", "oauth_client__client_id")
 
 # Of an existing row these change with a new grant, and are otherwise the business of
@@ -491,8 +508,19 @@ def new_grant() -> str:
     return uuid.uuid4().hex
 
 
-class Credential(models.Model):
+class Credential(Audited):
     """One login at one mail server, of one tenant or of the site itself."""
+
+    class SenderPolicy(models.TextChoices):
+        REFUSE = "refuse", _("Refuse the message")
+        REWRITE = "rewrite", _("Send it as this account, answers go to the author")
+
+    class Mechanism(models.TextChoices):
+        AUTOMATIC = "", _("Automatic")
+        PLAIN = "PLAIN", "PLAIN"
+        LOGIN = "LOGIN", "LOGIN"
+        CRAM_MD5 = "CRAM-MD5", "CRAM-MD5"
+        EXTERNAL = "EXTERNAL", _("EXTERNAL (the client certificate)")
 
     class Kind(models.TextChoices):
         PASSWORD = "password", _("Password")
@@ -529,7 +557,7 @@ class Credential(models.Model):
         blank=True,
         default="",
         changed_at="password_set_at",
-        bound_to=_ADDRESSEE,
+        bound_to=_ENTERED_FOR,
     )
     password_set_at = models.DateTimeField(
         _("password set on"), null=True, blank=True, editable=False
@@ -549,7 +577,7 @@ class Credential(models.Model):
         default="",
         editable=False,
         changed_at="connected_at",
-        bound_to=(*_ADDRESSEE, *_PROVIDER),
+        bound_to=(*_ENTERED_FOR, *_PROVIDER),
     )
     connected_at = models.DateTimeField(_("connected on"), null=True, blank=True, editable=False)
     grant = models.CharField(max_length=32, default=new_grant, editable=False)
@@ -559,7 +587,7 @@ class Credential(models.Model):
         default="",
         editable=False,
         changed_at="access_token_set_at",
-        bound_to=(*_ADDRESSEE, *_PROVIDER, "kind", "grant"),
+        bound_to=(*_ENTERED_FOR, *_PROVIDER, "kind", "grant"),
     )
     access_token_set_at = models.DateTimeField(null=True, blank=True, editable=False)
     access_token_expires_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -570,12 +598,60 @@ class Credential(models.Model):
     needs_attention_since = models.DateTimeField(
         _("needs attention since"), null=True, blank=True, editable=False
     )
+    client_certificate = models.TextField(
+        _("client certificate"),
+        blank=True,
+        validators=[validate_client_certificate],
+        help_text=_(
+            "PEM, followed by its chain. Only for a server that asks its clients for certificates."
+        ),
+    )
+    client_key = EncryptedTextField(
+        _("private key of the client certificate"),
+        blank=True,
+        default="",
+        bound_to=_ENTERED_FOR,
+    )
+    mechanism = models.CharField(
+        _("login mechanism"),
+        max_length=20,
+        choices=Mechanism.choices,
+        blank=True,
+        default=Mechanism.AUTOMATIC,
+        help_text=_(
+            "Automatic: the password by the first of PLAIN, LOGIN and CRAM-MD5 that the server "
+            "offers; without a username the client certificate by EXTERNAL, where that is offered. "
+            "With one chosen no other is used, and a server that does not offer it gets no "
+            "password. EXTERNAL uses none."
+        ),
+    )
     default_from = models.CharField(
         _("default From"),
         max_length=320,
         blank=True,
         validators=[validate_from_address],
         help_text=_("From address of messages whose sender is the site's DEFAULT_FROM_EMAIL."),
+    )
+    sender_policy = models.CharField(
+        _("if From is not among the senders"),
+        max_length=10,
+        choices=SenderPolicy.choices,
+        default=SenderPolicy.REFUSE,
+        help_text=_(
+            "To send it as this account, From becomes the default From or else the first full "
+            "address among the senders (“Mary via Shop”), and the author's address goes to "
+            "Reply-To, unless the message has one."
+        ),
+    )
+    bounce_address = models.CharField(
+        _("bounce address"),
+        max_length=320,
+        blank=True,
+        validators=[validate_full_address],
+        help_text=_(
+            "Where reports of failed delivery go: the envelope's sender (MAIL FROM), which need "
+            "not be among the senders. Empty: the From address."
+        ),
     )
     priority = models.PositiveSmallIntegerField(
         _("priority"),
@@ -614,17 +690,29 @@ class Credential(models.Model):
                 name="mailpool_credential_kind",
                 violation_error_message=_("Choose the OAuth client to log in with."),
             ),
+            models.CheckConstraint(
+                condition=models.Q(
+                    mechanism__in=["", "PLAIN", "LOGIN", "CRAM-MD5", "EXTERNAL"],
+                ),
+                name="mailpool_credential_mechanism",
+                violation_error_message=_("There is no such login mechanism."),
+            ),
+            models.CheckConstraint(
+                condition=models.Q(sender_policy__in=["refuse", "rewrite"]),
+                name="mailpool_credential_sender_policy",
+                violation_error_message=_("The sender policy must be refuse or rewrite."),
+            ),
         ]
 
     def __str__(self) -> str:
-        return f"{self.username or _('no login')} @ {self.server.name}"
+        return f"{self.login_name} @ {self.server.name}"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Write the row; of an existing one only those secrets that were set on this instance.
 
         A refresh token that is set begins a new grant; a new row may have app-only access.
         """
-        is_new = self._state.adding
+        is_new = self._state.adding or bool(kwargs.get("force_insert"))
         if self.kind == self.Kind.CLIENT_CREDENTIALS and not self.is_connected and is_new:
             self.allow_app_only()
         begins = _secret_field(self, "refresh_token").is_pending(self)
@@ -670,6 +758,17 @@ class Credential(models.Model):
         """Whether it logs in with access tokens, and never with a password."""
         return self.kind != self.Kind.PASSWORD
 
+    @classmethod
+    def describe(cls, found: Sequence[changes.Change]) -> list[AuditEntry]:
+        return changes.of_credentials(found)
+
+    @property
+    def login_name(self) -> str:
+        """The username, or what is in its place where there is none."""
+        if self.client_certificate and not self.username:
+            return str(_("client certificate"))
+        return str(self.username or _("no login"))
+
     @property
     def has_password(self) -> bool:
         """Whether a password is stored, or set to be; it is not decrypted to find out."""
@@ -680,15 +779,45 @@ class Credential(models.Model):
         """Whether there is what access tokens are got with; it is not decrypted to find out."""
         return bool(_secret_field(self, "refresh_token").is_set(self))
 
-    def check_default_from(self, senders: Collection[str]) -> None:
-        """``ValidationError`` where *senders*, as they are stored, leave the default From out.
+    @property
+    def has_client_key(self) -> bool:
+        """The same of the client certificate's private key."""
+        return bool(_secret_field(self, "client_key").is_set(self))
+
+    @property
+    def uses_password(self) -> bool:
+        """Whether it logs in by password."""
+        external = self.mechanism == self.Mechanism.EXTERNAL
+        return bool(self.username) and not external and not self.is_oauth
+
+    @property
+    def rewrites_from(self) -> bool:
+        """Whether it sends as itself what comes from somebody that it may not send as."""
+        return self.sender_policy == self.SenderPolicy.REWRITE
+
+    @cached_property
+    def sender_addresses(self) -> frozenset[str]:
+        """The addresses that it may send as; none: anybody's. Read once, by routing with the row,
+        since messages are rendered where no database is asked any more."""
+        return frozenset(self.senders.values_list("address", flat=True))
+
+    def check_senders(self, senders: Collection[str]) -> None:
+        """``ValidationError`` where *senders*, as they are stored, leave the default From out, or
+        a credential that rewrites without an address of its own.
 
         No constraint can say it, since it is about two tables; routing refuses it in any case.
         """
-        if not self.default_from or not senders:
+        if not self.default_from:
+            if self.rewrites_from and all(address.startswith("@") for address in senders):
+                raise ValidationError(
+                    _(
+                        "To send what others wrote as this account, it needs an address of its "
+                        "own: enter a default From, or a full address among the senders."
+                    )
+                )
             return
         mailbox = parse_mailbox(self.default_from)
-        if mailbox.key not in senders and mailbox.domain_key not in senders:
+        if senders and mailbox.key not in senders and mailbox.domain_key not in senders:
             raise ValidationError(
                 _(
                     "The default From, %(address)s, is not among the senders, so mail with it "
@@ -703,12 +832,13 @@ class Credential(models.Model):
 
     def clean(self) -> None:
         self.username = self.username.strip()
+        self.bounce_address = self.bounce_address.strip()
         # A missing server is reported by its own field; one that the same form is about to save
         # has no key yet.
         server = self._known_server()
         if self.is_oauth:
             self._clean_oauth()
-        elif self.username and not self.has_password:
+        elif self.uses_password and not self.has_password:
             raise ValidationError({"password": _("Enter the password of this account.")})
         if self.has_password and not self.username:
             raise ValidationError({"username": _("A password needs a username.")})
@@ -720,6 +850,7 @@ class Credential(models.Model):
                 ),
                 params={"server": server.name},
             )
+        self._clean_certificate(server)
         if server and not server.is_open_to(self):
             raise ValidationError(
                 _("The mail server “%(server)s” belongs to another tenant."),
@@ -744,6 +875,8 @@ class Credential(models.Model):
             raise ValidationError({"oauth_client": _("Choose the OAuth client to log in with.")})
         if not self.username:
             raise ValidationError({"username": _("Enter the mailbox that sends.")})
+        if self.mechanism:
+            raise ValidationError({"mechanism": _("Leave it automatic for an OAuth 2 login.")})
         if self.has_password:
             raise ValidationError(
                 _("An OAuth 2 login has no password. Remove it, or choose to log in with it.")
@@ -756,6 +889,35 @@ class Credential(models.Model):
             raise ValidationError(
                 {"oauth_client": _("To connect an account it needs an authorization URL.")}
             )
+
+    def _clean_certificate(self, server: MailServer | None) -> None:
+        if self.mechanism == self.Mechanism.EXTERNAL and not self.client_certificate:
+            raise ValidationError(
+                {"mechanism": _("EXTERNAL is a login by client certificate: enter one.")}
+            )
+        if self.mechanism not in ("", self.Mechanism.EXTERNAL) and not self.username:
+            raise ValidationError({"username": _("This login mechanism needs a username.")})
+        if self.client_certificate and not self.has_client_key:
+            raise ValidationError({"client_key": _("Enter the private key of the certificate.")})
+        if self.has_client_key and not self.client_certificate:
+            raise ValidationError(
+                {"client_certificate": _("Enter the certificate of this private key.")}
+            )
+        if not self.client_certificate:
+            return
+        if server and server.security == MailServer.Security.PLAIN:
+            raise ValidationError(
+                _(
+                    "A client certificate is shown over TLS only. Choose STARTTLS or implicit TLS "
+                    "for “%(server)s”."
+                ),
+                params={"server": server.name},
+            )
+        try:
+            key = self.client_key
+        except SecretError:
+            return  # does not open, which is told elsewhere and must not block other changes
+        validate_pair(self.client_certificate, key)
 
     def _known_server(self) -> MailServer | None:
         if self.server_id is None and not Credential.server.is_cached(self):
@@ -778,8 +940,10 @@ class SenderAddressField(models.CharField):  # type: ignore[type-arg]
         return address
 
 
-class Sender(models.Model):
+class Sender(Audited):
     """An address, or all of a domain, that a credential may send as."""
+
+    is_part = True
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     credential = models.ForeignKey(
@@ -811,6 +975,10 @@ class Sender(models.Model):
 
     def __str__(self) -> str:
         return str(self.address)
+
+    @classmethod
+    def describe(cls, found: Sequence[changes.Change]) -> list[AuditEntry]:
+        return changes.of_senders(found)
 
     def get_scope(self) -> str:
         """The scope of the credential that the sender belongs to, as the database has it."""

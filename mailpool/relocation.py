@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db import models, router, transaction
 
-from mailpool import rotation
+from mailpool import audit, rotation
 from mailpool.exceptions import SecretError
 from mailpool.models import Credential, MailServer
 from mailpool.vault import EncryptedTextField, Sealed
@@ -41,12 +41,16 @@ def at_stake(server: MailServer) -> Stake:
         Credential.objects.filter(server=server)
         .exclude(**nothing)
         .aggregate(
-            secrets=models.Count("pk"),
             tenants=models.Count("tenant", distinct=True),
             of_the_site=models.Count("pk", filter=models.Q(tenant=None)),
+            **{
+                f"in_{name}": models.Count("pk", filter=~models.Q(**{name: empty}))
+                for name, empty in nothing.items()
+            },
         )
     )
-    return Stake(counts["secrets"], counts["tenants"], bool(counts["of_the_site"]))
+    secrets = sum(counts[f"in_{name}"] for name in nothing)
+    return Stake(secrets, counts["tenants"], bool(counts["of_the_site"]))
 
 
 def relocate(server: MailServer, *, host: str, port: int, security: str) -> Relocation:
@@ -67,6 +71,8 @@ def relocate(server: MailServer, *, host: str, port: int, security: str) -> Relo
             for batch in rotation.batches(_rows(found, row)):
                 _seal_for(moved, found, batch, result)
         moved.save(update_fields=ADDRESS)
+        for batch in rotation.batches(_credentials(row)):
+            _record(row, moved, batch, result.left)
     for name in ADDRESS:
         setattr(server, name, getattr(moved, name))
     return result
@@ -87,6 +93,30 @@ def _seal_for(
     swapped = rotation.swap(found, swaps)
     result.moved += len(swapped)
     result.left += [found.place(row) for row, _ in swaps if row.pk not in swapped]
+
+
+def _record(before: MailServer, after: MailServer, batch: list[Any], left: list[str]) -> None:
+    text = f"from {_address(before)} to {_address(after)}"
+    behind = f"{text}; the password did not open and stayed behind"
+    stayed = set(left)
+    entries = [
+        audit.entry(
+            audit.Action.MOVED,
+            row,
+            behind if stayed & {found.place(row) for found in _fields()} else text,
+        )
+        for row in batch
+    ]
+    audit.write(entries, router.db_for_write(Credential))
+
+
+def _address(server: MailServer) -> str:
+    return f"{server.host}:{server.port} ({server.security})"
+
+
+def _credentials(server: MailServer) -> models.QuerySet[Credential]:
+    rows = Credential.objects.filter(server=server).select_related("server", "tenant")
+    return rows.order_by("pk")
 
 
 def _fields() -> list[EncryptedTextField]:

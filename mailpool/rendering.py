@@ -13,8 +13,8 @@ from django.core.mail import EmailMessage
 
 from mailpool.addresses import Mailbox, parse_mailbox
 from mailpool.exceptions import InvalidMessage
+from mailpool.identity import Identity, header_from, identify, keeps_sender_header
 from mailpool.models import Credential
-from mailpool.routing import effective_from, is_site_default
 from mailpool.smtp import Envelope
 
 
@@ -46,21 +46,47 @@ def render(message: EmailMessage, credential: Credential) -> Envelope:
     Raises ``InvalidMessage`` for addresses that are none and for a message without recipients,
     Django's own ``ValueError`` for line breaks in headers.
     """
-    header, sender = effective_from(message, credential)
+    identity = identify(message, credential)
     recipients = [parse_mailbox(address) for address in message.recipients()]
     if not recipients:
         raise InvalidMessage("The message has no recipients.")
-    if credential.default_from and is_site_default(message):
-        message = copy.copy(message)  # the caller's own stays as it is
-        message.from_email = credential.default_from
-    needs_smtputf8 = any(box.needs_smtputf8 for box in (header, sender, *recipients))
+    boxes = [identity.header, identity.envelope, *recipients]
+    if identity.author and not _reply_to(message):
+        boxes.append(identity.author)
+    needs_smtputf8 = any(box.needs_smtputf8 for box in boxes)
     return Envelope(
-        sender=sender.addr_spec,
+        sender=identity.envelope.addr_spec,
         # Each mailbox once, however often it is named.
         recipients=tuple(dict.fromkeys(box.addr_spec for box in recipients)),
-        content=_content(message, needs_smtputf8),
+        content=_content(_readdressed(message, credential, identity), needs_smtputf8),
         needs_smtputf8=needs_smtputf8,
     )
+
+
+def _readdressed(message: EmailMessage, credential: Credential, identity: Identity) -> EmailMessage:
+    """*message* with the headers of *identity*; the caller's own stays as it is."""
+    headers = {
+        name: value
+        for name, value in message.extra_headers.items()
+        if name.lower() != "sender" or keeps_sender_header(value, identity.header, credential)
+    }
+    is_changed = identity.header != header_from(message)
+    if not is_changed and len(headers) == len(message.extra_headers):
+        return message
+    message = copy.copy(message)
+    if is_changed:
+        headers.pop("From", None)
+        message.from_email = _display(identity.header)
+    if identity.author and not _reply_to(message):
+        headers.pop("Reply-To", None)
+        message.reply_to = [_display(identity.author)]
+    message.extra_headers = headers
+    return message
+
+
+def _reply_to(message: EmailMessage) -> object:
+    """Where the message itself wants answers to go."""
+    return message.extra_headers.get("Reply-To", message.reply_to)
 
 
 def _content(message: EmailMessage, needs_smtputf8: bool) -> bytes:

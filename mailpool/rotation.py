@@ -11,7 +11,10 @@ from django.apps import apps
 from django.db import models, router, transaction
 from django.db.models.functions import Substr
 
+from mailpool import audit
+from mailpool.audit import Action
 from mailpool.exceptions import SecretError
+from mailpool.models import Credential
 from mailpool.vault import EncryptedTextField, Sealed, get_keyring
 from mailpool.vault.keyring import KEY_ID_AT, KEY_ID_LENGTH
 
@@ -118,7 +121,7 @@ def rotate(
                     swaps.append((row, found.seal(row, found.open(row))))
                 except SecretError:
                     result.unreadable.append(_describe(found, row))
-            swapped = len(swaps if dry_run else swap(found, swaps))
+            swapped = len(swaps if dry_run else _rewrite(found, swaps, result.newest))
             result.rewritten += swapped
             result.changed_meanwhile += len(swaps) - swapped
             done += len(batch)
@@ -126,8 +129,23 @@ def rotate(
     return result
 
 
+def _rewrite(
+    found: EncryptedTextField, swaps: Sequence[tuple[Any, Sealed]], newest: str
+) -> set[Any]:
+    """Swap a batch, and record it where it is about credentials: one entry, not one for each."""
+    with transaction.atomic(using=router.db_for_write(found.model)):
+        swapped = swap(found, swaps)
+        if swapped and found.model is Credential:
+            text = f"{len(swapped)} passwords encrypted with the key {newest}"
+            audit.record(Action.ROTATED, details=text)
+    return swapped
+
+
 def swap(found: EncryptedTextField, swaps: Sequence[tuple[Any, Sealed]]) -> set[Any]:
-    """Give each row its new ciphertext if it still holds what was read. The keys of those."""
+    """Give each row its new ciphertext if it still holds what was read. The keys of those.
+
+    Past the model's own queryset, for which this would be new passwords: callers record it.
+    """
     if not swaps:
         return set()
     model = type(swaps[0][0])
@@ -136,7 +154,7 @@ def swap(found: EncryptedTextField, swaps: Sequence[tuple[Any, Sealed]]) -> set[
         for row, sealed in swaps:
             read = Sealed(getattr(row, found.attname))
             unchanged = model._base_manager.filter(pk=row.pk, **{found.name: read})
-            if unchanged.update(**{found.name: sealed}):
+            if models.QuerySet.update(unchanged, **{found.name: sealed}):
                 swapped.add(row.pk)
     return swapped
 

@@ -9,29 +9,22 @@ look further.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from django.apps import apps
-from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
 from django.db.models import F, Manager, Model, Q
 
 from mailpool import conf, marker
-from mailpool.addresses import Mailbox, parse_mailbox
+from mailpool.addresses import Mailbox
 from mailpool.context import TenantRef, current_tenant
 from mailpool.exceptions import AmbiguousRoute, NoRoute, SenderNotAllowed
+from mailpool.identity import fit, header_from, identify
 from mailpool.models import Credential, Sender
 
 _OF_THE_SITE = Q(tenant__isnull=True)
-
-
-class Account(NamedTuple):
-    """A credential, and the addresses that it may send as; none: anybody's."""
-
-    credential: Credential
-    senders: set[str]
 
 
 class Router:
@@ -43,7 +36,7 @@ class Router:
 
     def __init__(self, tenant: TenantRef | None = None) -> None:
         self._option = tenant
-        self._by_tenant: dict[Any, list[Account]] = {}
+        self._by_tenant: dict[Any, list[Credential]] = {}
 
     def resolve(self, message: EmailMessage) -> Credential:
         """The credential of *message*.
@@ -72,7 +65,7 @@ class Router:
 
     # The tenant's accounts
 
-    def _of_tenant(self, tenant: TenantRef) -> list[Account]:
+    def _of_tenant(self, tenant: TenantRef) -> list[Credential]:
         model = apps.get_model(conf.tenant_model())
         # Always by key: an instance may be older than the last change, in a worker by days.
         if isinstance(tenant, model):
@@ -87,7 +80,7 @@ class Router:
             f"{describe(tenant)} is not a tenant: pass a {model._meta.label} or its slug."
         )
 
-    def _named(self, tenant: TenantRef, column: str, value: Any) -> list[Account]:
+    def _named(self, tenant: TenantRef, column: str, value: Any) -> list[Credential]:
         known = (type(tenant), value)
         if known not in self._by_tenant:
             try:
@@ -96,7 +89,7 @@ class Router:
                 found = []  # not even the form of a key
             if isinstance(tenant, str):
                 # As it is written: some databases find "Acme" where "acme" is looked for.
-                found = [each for each in found if _slug(each.credential.tenant) == tenant]
+                found = [each for each in found if _slug(each.tenant) == tenant]
             if not found or (column != "pk" and not _is_unique(column)):
                 number = _count(column, value, tenant)
                 if number == 0:
@@ -111,14 +104,14 @@ class Router:
             self._by_tenant[known] = found
         return self._by_tenant[known]
 
-    def _of_key(self, owner: Any) -> list[Account]:
+    def _of_key(self, owner: Any) -> list[Credential]:
         """The accounts of the tenant with the key *owner*, or with ``None`` the site's."""
         known = (None, owner)
         if known not in self._by_tenant:
             self._by_tenant[known] = self._read(Q(tenant_id=owner) if owner else _OF_THE_SITE)
         return self._by_tenant[known]
 
-    def _read(self, lookup: Q) -> list[Account]:
+    def _read(self, lookup: Q) -> list[Credential]:
         # One query, with a row for each sender: what it costs is paid for every single message.
         rows = (
             Credential.objects.filter(lookup)
@@ -128,12 +121,14 @@ class Router:
         )
         if marker.own() is not None:
             rows = rows.annotate(site_marker=marker.COLUMN)
-        found: dict[Any, Account] = {}
+        found: dict[Any, tuple[Credential, set[str]]] = {}
         for row in rows:
-            account = found.setdefault(row.pk, Account(row, set()))
+            _, senders = found.setdefault(row.pk, (row, set()))
             if row.sender_address is not None:
-                account.senders.add(row.sender_address)
-        return list(found.values())
+                senders.add(row.sender_address)
+        for credential, senders in found.values():
+            credential.sender_addresses = frozenset(senders)
+        return [credential for credential, _ in found.values()]
 
     # The From address
 
@@ -180,26 +175,6 @@ def require_own_server(credential: Credential) -> None:
         )
 
 
-def header_from(message: EmailMessage) -> Mailbox:
-    """The address in the From header, which is what readers see and senders are checked by."""
-    return parse_mailbox(message.extra_headers.get("From", message.from_email))
-
-
-def is_site_default(message: EmailMessage) -> bool:
-    """Whether the caller left the sender to the settings."""
-    return "From" not in message.extra_headers and (
-        str(message.from_email) == settings.DEFAULT_FROM_EMAIL
-    )
-
-
-def effective_from(message: EmailMessage, credential: Credential) -> tuple[Mailbox, Mailbox]:
-    """The From header's and the envelope's address, once *credential* is to send *message*."""
-    if credential.default_from and is_site_default(message):
-        own = parse_mailbox(credential.default_from)
-        return own, own
-    return header_from(message), parse_mailbox(message.from_email)
-
-
 def describe(tenant: TenantRef) -> str:
     """A tenant for error messages: its slug where it has one."""
     return repr(_slug(tenant) if isinstance(tenant, Model) else str(tenant))
@@ -227,19 +202,19 @@ def _tenants() -> Manager[Any]:
     return manager
 
 
-def _choose(accounts: Sequence[Account], who: str, message: EmailMessage) -> Credential:
-    """The one that fits *message* best among a tenant's accounts."""
-    usable = [account for account in accounts if is_usable(account.credential)]
+def _choose(credentials: Sequence[Credential], who: str, message: EmailMessage) -> Credential:
+    """The one that fits *message* best among a tenant's credentials."""
+    usable = [credential for credential in credentials if is_usable(credential)]
     if not usable:
-        raise NoRoute(f"{who} has no usable credential: {_why_none(accounts)}.")
+        raise NoRoute(f"{who} has no usable credential: {_why_none(credentials)}.")
     ranked = []
-    for account in usable:
-        credential, rank = account.credential, _fit(account, message)
+    for credential in usable:
+        rank = fit(message, credential)
         if rank is not None:
             ranked.append((rank, credential.priority, str(credential.pk), credential))
     if not ranked:
         # Its default From, where the message leaves the sender to the account.
-        tried = {effective_from(message, each.credential)[0].key for each in usable}
+        tried = {identify(message, each).header.key for each in usable}
         raise SenderNotAllowed(
             f"{who} may not send as {' or '.join(sorted(tried))}: it is not among the senders of "
             "its credentials."
@@ -247,29 +222,10 @@ def _choose(accounts: Sequence[Account], who: str, message: EmailMessage) -> Cre
     return min(ranked, key=lambda entry: entry[:3])[3]
 
 
-def _fit(account: Account, message: EmailMessage) -> int | None:
-    """How well *account* fits: 0 for its own address, 1 for its domain, 2 for one that may
-    send as anybody; ``None`` where it may not send this."""
-    credential, allowed = account
-    if not allowed:
-        return 2
-    # The envelope's sender has to be allowed like the header's: bounces go there, and some
-    # readers show it.
-    ranks = []
-    for address in effective_from(message, credential):
-        if address.key in allowed:
-            ranks.append(0)
-        elif address.domain_key in allowed:
-            ranks.append(1)
-        else:
-            return None
-    return max(ranks)
-
-
-def _why_none(accounts: Sequence[Account]) -> str:
-    if not accounts:
+def _why_none(credentials: Sequence[Credential]) -> str:
+    if not credentials:
         return "it has none"
-    for credential, _ in accounts:
+    for credential in credentials:
         if not getattr(credential.tenant, "is_active", True):
             return "the tenant is inactive"
         if credential.is_active and not credential.server.is_active:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import models, router
+from django.db import models, router, transaction
 from django.db.models import ExpressionWrapper, F, Q
 
-from mailpool import delivery, marker
+from mailpool import audit, delivery, marker
 from mailpool.models import Credential
 from mailpool.rotation import encrypted_fields
 from mailpool.vault import EncryptedTextField
@@ -55,17 +55,29 @@ def scrub(*, progress: Callable[[int], None] = lambda done: None) -> Remains:
     with the number of secrets removed.
     """
     # First, and all at once: from here on nothing is sent, however long the rest takes.
-    _rows(Credential).filter(is_active=True).update(is_active=False)
+    with transaction.atomic(using=router.db_for_write(Credential)):
+        off = _rows(Credential).filter(is_active=True).update(is_active=False)
+        _record(off, f"{off} credentials switched off")
     done = 0
     for model, found in _fields():
         for keys in _batches(model, found):
-            done += _rows(model).filter(pk__in=keys).update(**_blank(model, found))
+            with transaction.atomic(using=router.db_for_write(model)):
+                removed = _rows(model).filter(pk__in=keys).update(**_blank(model, found))
+                if model is Credential:
+                    _record(removed, f"{removed} passwords removed")
+            done += removed
             progress(done)
     delivery.close_connections()
     left = find()
     if not left:
         marker.write(marker.own())
     return left
+
+
+def _record(count: int, text: str) -> None:
+    """One entry for all of them: one for each would say the same thing so many times."""
+    if count:
+        audit.record(audit.Action.SCRUBBED, details=text)
 
 
 def _fields() -> list[tuple[type[models.Model], EncryptedTextField]]:

@@ -96,6 +96,13 @@ def validate_from_address(value: str) -> None:
         raise ValidationError(_("Enter a full address such as shop@example.com."))
 
 
+def validate_full_address(value: str) -> None:
+    """One address with a domain and without a name."""
+    mailbox = _parse(value)
+    if mailbox.name or not mailbox.domain:
+        raise ValidationError(_("Enter an address alone, such as bounces@example.com."))
+
+
 def normalize_sender(value: str) -> str:
     """The stored form of a sender: lower case, domain in ASCII. ``ValidationError`` otherwise."""
     value = value.strip()

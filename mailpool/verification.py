@@ -5,20 +5,23 @@ from __future__ import annotations
 import smtplib
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from smtplib import SMTPResponseException
 from typing import Any, Literal
 
 from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
-from django.utils import timezone
+from django.utils import timezone, translation
 from django.utils.translation import gettext as _
 
-from mailpool import delivery
+from mailpool import audit, delivery
 from mailpool.addresses import parse_mailbox
 from mailpool.exceptions import (
+    ClientCertificateError,
     CredentialNeedsAttention,
     DeliveryUnknown,
     InvalidMessage,
@@ -38,6 +41,9 @@ from mailpool.routing import require_own_server
 from mailpool.smtp import Handshake, Session, SessionParams
 
 StepStatus = Literal["ok", "failed", "skipped"]
+
+# Steps that tell of the operator's network and name server, and not only of the tenant's host.
+REACHING = ("resolve", "connect")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +82,29 @@ class Report:
         """Everything as plain values, ready for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
+    def for_tenants(self) -> Report:
+        """The same for somebody who may not learn what this machine sees.
+
+        Which step failed and what to do about it, and nothing that the other side said, no
+        addresses and no times. Why a server was not reached is not told either: a host that does
+        not exist, one that may not be connected to and a port that is closed are all the same.
+        """
+        titles, advice = _titles(), _advice_for_tenants()
+        steps: dict[str, Step] = {}
+        for step in self.steps:
+            key = "reach" if step.key in REACHING else step.key
+            failed = step.status == "failed"
+            steps[key] = Step(key, titles[key], step.status, advice=advice[key] if failed else "")
+        return Report("", list(steps.values()))
+
 
 def _titles() -> dict[str, str]:
     return {
         "owner": _("Check whose server it is"),
         "secret": _("Decrypt the password"),
         "token": _("Get an access token"),
+        "key": _("Decrypt the private key"),
+        "reach": _("Reach the server"),
         "resolve": _("Find the host"),
         "connect": _("Connect"),
         "greeting": _("Read the greeting"),
@@ -95,20 +118,66 @@ def _titles() -> dict[str, str]:
     }
 
 
+def _advice_for_tenants() -> dict[str, str]:
+    """What to do about a step that failed; by the step alone, so that no error shows through."""
+    account = _(
+        "The stored login can't be used. Enter the password again. If that does not help, ask the "
+        "people who run this site."
+    )
+    encryption = _(
+        "What answered can't be used with this encryption. Check port and security: 587 goes with "
+        "STARTTLS, 465 with implicit TLS."
+    )
+    return {
+        "owner": account,
+        "secret": account,
+        "reach": _(
+            "The server could not be reached. Check host and port: they have to be the public ones "
+            "that your mail provider names."
+        ),
+        "greeting": encryption,
+        "ehlo": encryption,
+        "starttls": encryption,
+        "ehlo-tls": encryption,
+        "tls": _(
+            "No safe connection came about. Check that the host name is exactly the one that your "
+            "mail provider names, since the server's certificate is for that, and check port and "
+            "security: 587 goes with STARTTLS, 465 with implicit TLS."
+        ),
+        "auth": _(
+            "The server did not accept the login. Check username and password. Many providers want "
+            "an app password here, or have to allow SMTP for the account first."
+        ),
+        "mail": _("This account may not use that sender. Check the default From."),
+        "rcpt": _("The server takes no mail from this account. Your mail provider can tell more."),
+    }
+
+
 def verify_server(server: MailServer) -> Report:
     """Connect to *server* as far as that goes without a login."""
     return _verify(lambda: delivery.server_params(server, credential_id=""), server)
 
 
-def verify_credential(credential: Credential, *, recipient: str | None = None) -> Report:
+def verify_credential(
+    credential: Credential,
+    *,
+    recipient: str | None = None,
+    seconds: float | None = None,
+    reach: float | None = None,
+) -> Report:
     """Go the whole way that a message of *credential* goes, up to RCPT and never to DATA.
 
     On a connection of its own, so that a refused login that the pool remembers is tried again.
     *recipient* is the address to offer; the credential's own by default. Never raises for what
     is wrong with the account; ``InvalidMessage`` if *recipient* is no address.
+
+    *seconds* bounds all of it, by default ``POOL_TIMEOUT`` all up to the login, and *reach*
+    finding the server and connecting to it.
     """
-    sender = _own_address(credential)
-    target = _full_address(recipient) if recipient else sender
+    own = _own_address(credential)
+    bounces = credential.bounce_address
+    sender = parse_mailbox(bounces).addr_spec if bounces else own
+    target = _full_address(recipient) if recipient else own
 
     def verify() -> Report:
         return _verify(
@@ -117,6 +186,8 @@ def verify_credential(credential: Credential, *, recipient: str | None = None) -
             sender,
             target,
             credential,
+            seconds=seconds,
+            reach=reach,
         )
 
     report = verify()
@@ -124,6 +195,9 @@ def verify_credential(credential: Credential, *, recipient: str | None = None) -
         report = verify()
     if report.ok:
         delivery.get_pool().forgive(str(credential.pk))
+    with translation.override(None):  # the record has one language
+        outcome = f"failed: {_titles()[report.failure.key]}" if report.failure else "ok"
+    audit.note(audit.Action.VERIFIED, credential, outcome, only_news=True)
     return report
 
 
@@ -143,7 +217,13 @@ def _verify(
     sender: str = "",
     recipient: str = "",
     credential: Credential | None = None,
+    *,
+    seconds: float | None = None,
+    reach: float | None = None,
 ) -> Report:
+    started = time.monotonic()
+    until = started + (seconds or delivery.get_pool().timeout)
+    reached = min(until, started + reach) if reach else until
     report = Report(f"{server.host}:{server.port}")
     if credential and not _run(report, "owner", lambda: _check_owner(credential)):
         return report
@@ -154,14 +234,22 @@ def _verify(
         made.append(make_params())
         return ""
 
-    if not _run(report, "token" if credential and credential.is_oauth else "secret", get_secret):
+    only_key = credential and credential.has_client_key and not credential.uses_password
+    key = "token" if credential and credential.is_oauth else "key" if only_key else "secret"
+    if not _run(report, key, get_secret):
         return report
-    if not made[0].username:
+    if not (made[0].password or made[0].access_token or made[0].client_key):
         report.steps.clear()  # there was nothing to decrypt
-    handshake = Handshake(made[0], deadline=time.monotonic() + delivery.get_pool().timeout)
+    handshake = Handshake(made[0], deadline=reached)
     for name, step in handshake.steps():
+        if name == "resolve":
+            step = partial(_in_time, step, reached)
         if not _run(report, name, step):
             return report
+        if name == "connect":
+            handshake.wire.deadline = until
+    if seconds:
+        handshake.wire.deadline = until  # which the handshake took off at its end
     session = Session(handshake)
     try:
         if sender:
@@ -169,6 +257,26 @@ def _verify(
     finally:
         session.close()
     return report
+
+
+def _in_time(step: Callable[[], str], until: float) -> str:
+    """Make *step* in a thread, and give up on it at *until*: a look-up can't be interrupted."""
+    outcome: list[str | Exception] = []
+
+    def run() -> None:
+        try:
+            outcome.append(step())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="mailpool-resolve", daemon=True)
+    thread.start()
+    thread.join(max(0.0, until - time.monotonic()))
+    if not outcome:
+        raise TimeoutError("The host name was not found in time.")
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _check_owner(credential: Credential) -> str:
@@ -216,11 +324,13 @@ def _own_address(credential: Credential) -> str:
     return f"postmaster@{credential.server.host}"
 
 
-def send_test_message(credential: Credential, recipient: str) -> delivery.MailpoolResult:
+def send_test_message(
+    credential: Credential, recipient: str, *, deadline: float | None = None
+) -> delivery.MailpoolResult:
     """Send a short message to *recipient* with exactly *credential*, through the pool.
 
     What goes wrong stands in the result; nothing is sent with what is switched off.
-    ``InvalidMessage`` if *recipient* is no address.
+    ``InvalidMessage`` if *recipient* is no address. *deadline* (seconds) is that of ``deliver``.
     """
     _full_address(recipient)
     message = EmailMessage(
@@ -243,7 +353,9 @@ def send_test_message(credential: Credential, recipient: str) -> delivery.Mailpo
             raise NoRoute(reason)
         return credential
 
-    return delivery.deliver([message], route)[0]
+    result = delivery.deliver([message], route, deadline=deadline)[0]
+    audit.note(audit.Action.TEST_SENT, credential, f"to {recipient}: {result.status}")
+    return result
 
 
 def switched_off(credential: Credential) -> str:
@@ -255,7 +367,7 @@ def switched_off(credential: Credential) -> str:
     if not getattr(credential.tenant, "is_active", True):
         return _("The tenant is inactive and sends nothing.")
     try:
-        credential.check_default_from({sender.address for sender in credential.senders.all()})
+        credential.check_senders(credential.sender_addresses)
     except ValidationError as error:
         return " ".join(error.messages)
     return ""
@@ -325,6 +437,13 @@ def _advice() -> list[tuple[type[Exception] | tuple[type[Exception], ...], str]]
                 "the settings."
             ),
         ),
+        (
+            ClientCertificateError,
+            _(
+                "Enter the client certificate that the server's operator issued for this account, "
+                "followed by its chain, together with its private key. Renew one that has expired."
+            ),
+        ),
         (WrongSite, _("This keeps a copy of a database from sending as its customers.")),
         (MailpoolError, _("See the documentation of mailpool's errors.")),
         (
@@ -350,14 +469,15 @@ def _advice() -> list[tuple[type[Exception] | tuple[type[Exception], ...], str]]
             smtplib.SMTPAuthenticationError,
             _(
                 "Check username and password. Many providers want an app password or an OAuth 2 "
-                "login here, or have to allow SMTP for the account first."
+                "login here, or have to allow SMTP for the account first. A login by client "
+                "certificate has to be known to the server."
             ),
         ),
         (
             smtplib.SMTPNotSupportedError,
             _(
                 "The server lacks something that is required. Check port and security: 587 goes "
-                "with STARTTLS, 465 with implicit TLS."
+                "with STARTTLS, 465 with implicit TLS. Check the login mechanism, if one is chosen."
             ),
         ),
         (

@@ -6,8 +6,6 @@ import itertools
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import threading
 import warnings
 
@@ -15,7 +13,6 @@ import django
 import pytest
 from django.core import mail
 from django.core.mail import EmailMessage, mail_admins, send_mail, send_mass_mail
-from django.db import connection
 
 import mailpool
 from mailpool import delivery, signals
@@ -23,6 +20,7 @@ from mailpool.backends import EmailBackend
 from mailpool.exceptions import BatchError, NoRoute
 from mailpool.models import MailServer
 from mailpool.smtp import Transmitter
+from tests import processes
 from tests.scripted import ScriptedServer
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -181,30 +179,17 @@ server.save()
 """
 
 
-def in_another_process(code):
-    # On the test database, in the place of the configured one.
-    name = connection.settings_dict["NAME"]
-    url = os.environ.get("DATABASE_URL", "sqlite:///x")
-    scheme_and_host = url.rsplit("/", 1)[0] if "sqlite" not in url else "sqlite:///"
-    environment = {
-        **os.environ,
-        "DJANGO_SETTINGS_MODULE": "tests.settings",
-        "DATABASE_URL": f"{scheme_and_host}/{name}" if "sqlite" not in url else f"sqlite:///{name}",
-    }
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
-
-
 def test_switch_flipped_in_another_process_is_in_force_at_the_next_send(mail_host, bob):
     EmailBackend().send_messages([message()])
     assert (mail_host.connections, mail_host.open) == (1, 1)
-    in_another_process(FLIP.format(value=False))
+    processes.run(FLIP.format(value=False))
     EmailBackend().send_messages([message()])
     mail_host.wait_until_closed()  # the kept one as well
     assert mail_host.connections == 2
     EmailBackend().send_messages([message()])
     mail_host.wait_until_closed()
     assert mail_host.connections == 3
-    in_another_process(FLIP.format(value=True))
+    processes.run(FLIP.format(value=True))
     EmailBackend().send_messages([message()])
     EmailBackend().send_messages([message()])
     assert mail_host.connections == 4

@@ -79,12 +79,15 @@ def test_bad_options(demo, args):
     assert args[0] in errors
 
 
-def test_page_sends_as_the_chosen_tenant(demo):
+def serve(demo):
+    """Start it with its pages: what it said on the way, and a function that fetches one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = demo("--messages", "1", "--port", str(port))
+    said = ""
     for line in process.stdout:
+        said += line
         if "Ctrl-C ends" in line:
             break
     cookies = http.cookiejar.CookieJar()
@@ -95,8 +98,17 @@ def test_page_sends_as_the_chosen_tenant(demo):
         encoded = urllib.parse.urlencode(data).encode() if data else None
         return browser.open(url, encoded, timeout=60).read().decode()
 
+    return said, fetch
+
+
+def token_of(page):
+    return re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page)[1]
+
+
+def test_page_sends_as_the_chosen_tenant(demo):
+    _, fetch = serve(demo)
     page = fetch()
-    token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page)[1]
+    token = token_of(page)
     tenants = {
         name: key
         for key, name in re.findall(r'<option value="([\w-]+)"(?: selected)?>(\w+)<', page)
@@ -115,3 +127,28 @@ def test_page_sends_as_the_chosen_tenant(demo):
     assert "Enter a valid email address" in send(tenants["Mary"], to="nonsense")
     assert "Content" not in fetch("/static/demo/style.css")[:10]
     assert "Log in" in fetch("/admin/")
+
+
+def test_bob_enters_verifies_and_revokes_an_account_of_his_own(demo, tmp_path):
+    said, fetch = serve(demo)
+    password = re.search("ADMIN_PASSWORD=(.+)", (tmp_path / ".env").read_text())[1]
+    port = re.search(r"port (\d+), STARTTLS", said)[1]
+    assert "own accounts" in fetch()
+    page = fetch("/mail/")
+    assert "Sign in" in page
+
+    def submit(path, page, **data):
+        return fetch(path, csrfmiddlewaretoken=token_of(page), **data)
+
+    page = submit("/login/?next=/mail/", page, username="bob", password=password)
+    assert "No mail account has been entered yet" in page
+    account = {"host": "localhost", "port": port, "security": "starttls", "username": "bob"}
+    page = submit("/mail/new/", page, **account, password="bobs-secret-password")
+    assert "Inactive until it is verified" in page
+    verify, revoke = re.findall(r'action="(/mail/[\w-]+/\w+/)"', page)
+    page = submit(verify, page)
+    assert "this account is in use" in page
+    test = re.search(r'action="(/mail/[\w-]+/test/)"', page)[1]
+    assert "Sent to bob@example.com" in submit(test, page)
+    assert "Revoked" in submit(revoke, page)
+    assert "bobs-secret-password" not in page

@@ -91,3 +91,11 @@ def test_modules_are_documented():
 def test_commands_are_documented():
     commands = Path(conf.__file__).parent.glob("management/commands/mailpool_*.py")
     assert [path.stem for path in commands if f"## `{path.stem}`" not in page("commands.md")] == []
+
+
+def test_the_threat_model_names_tests_that_there_are():
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", page("threat-model.md"))
+    assert len(named) > 30
+    for file, function in named:
+        code = (ROOT / "tests" / file).read_text()
+        assert re.search(rf"def {function}\(", code), f"{file}::{function}"

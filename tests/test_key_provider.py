@@ -508,6 +508,7 @@ def test_manage_py_check_has_plain_words_for_a_provider_that_is_down(option, sta
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, "DATABASE_URL": "sqlite:///:memory:"},
         capture_output=True,
         text=True,
         check=False,

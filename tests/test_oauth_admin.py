@@ -101,6 +101,7 @@ def credential_form(credential, **changes):
         "priority": "10",
         "is_active": "on",
         "default_from": "",
+        "sender_policy": "refuse",
         "senders-TOTAL_FORMS": "0",
         "senders-INITIAL_FORMS": "0",
         **changes,

@@ -25,6 +25,7 @@ def test_everything_is_in_the_package():
     for name in (
         "py.typed",
         "templates/admin/mailpool/verify.html",
+        "templates/mailpool/credential_form.html",
         "static/mailpool/admin.css",
         "migrations/0001_initial.py",
     ):

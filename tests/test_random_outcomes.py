@@ -37,8 +37,14 @@ class Mischief(ScriptedServer):
     @property
     def muddled(self) -> set[int]:
         """Messages on connections where the one makes up for the other: no client can tell."""
-        both = self.in_excess & self.in_want
-        return {number_of(body) for connection, body in self.bodies if connection in both}
+        return self._messages_on(self.in_excess & self.in_want)
+
+    @property
+    def told_too_little(self) -> set[int]:
+        return self._messages_on(self.in_want)
+
+    def _messages_on(self, connections):
+        return {number_of(body) for connection, body in self.bodies if connection in connections}
 
     def _one_too_many(self, talk):
         self.in_excess.add(talk.number)
@@ -134,7 +140,7 @@ def play(random, start, pipelining, single_flight):
         pool.close()
     accepted = Counter(map(number_of, server.accepted))
     answered = {number_of(body) for body in server.answered}
-    muddled = server.muddled
+    muddled, told_too_little = server.muddled, server.told_too_little
     outcomes: Counter[str] = Counter()
     for number, attempt in attempts.items():
         assert attempt.is_settled, "lost in silence"
@@ -148,8 +154,9 @@ def play(random, start, pipelining, single_flight):
             # In single flight the replies before it may be what is missing, or can't be read;
             # and where replies are one too many, nobody can tell which is which.
             cause = attempt.error.__cause__
-            some_missing = len(attempt.replies) < len(attempt.envelope.recipients) + 1
-            unclear = single_flight and (some_missing or isinstance(cause, NotSMTP | TimedOut))
+            unclear = single_flight and (
+                number in told_too_little or isinstance(cause, NotSMTP | TimedOut)
+            )
             if "can't be told" in str(attempt.error):
                 outcomes["can't be told"] += 1
             else:

@@ -177,13 +177,13 @@ def test_change_address(server, staff, new_host):
     client = staff("view_mailserver", "change_mailserver", "move_mailserver")
     assert f"{server.pk}/move/" in client.get(f"{SERVERS}{server.pk}/change/").content.decode()
     url = f"{SERVERS}{server.pk}/move/"
-    assert "2 stored passwords, of 2 tenants" in client.get(url).content.decode()
+    assert "2 stored passwords and keys, of 2 tenants" in client.get(url).content.decode()
     asked = client.post(url, address(new_host)).content.decode()
     assert "Are you sure" in asked
-    assert "2 stored passwords, of 2 tenants, will be presented" in asked
+    assert "2 stored passwords and keys, of 2 tenants, will be presented" in asked
     assert MailServer.objects.get().port == server.port
     done = client.post(url, address(new_host, confirmed="yes"), follow=True).content.decode()
-    assert "2 stored passwords are presented to" in done
+    assert "2 stored passwords and keys are presented to" in done
     send_as("bob")
     assert len(new_host.delivered) == 1
     entry = LogEntry.objects.get().change_message
@@ -235,6 +235,7 @@ def test_moved_to_another_tenant_it_is_entered_again(bob, mary, staff):
         "username": "bob",
         "password": "",
         "default_from": "",
+        "sender_policy": "refuse",
         "priority": 10,
         "is_active": "on",
         "senders-TOTAL_FORMS": 0,

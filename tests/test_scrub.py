@@ -372,7 +372,7 @@ def test_dry_run_changes_nothing(staging):
     text, status = run("scrub", "--dry-run")
     assert status == 0
     assert re.search(r"credentials to switch off +1\n", text)
-    assert re.search(r"secrets in mailpool.Credential.password +2\n", text)
+    assert re.search(r"secrets in mailpool\.Credential\.password +2\n", text)
     assert "Done" not in text
     result = json.loads(run("scrub", "--dry-run", "--json")[0])
     assert (result["credentials"], result["dry_run"]) == (1, True)

@@ -13,6 +13,7 @@ import traceback
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
 from django.core.management import call_command
 from django.test import RequestFactory
@@ -22,8 +23,10 @@ import mailpool
 from mailpool import delivery, verification
 from mailpool.admin.credentials import CredentialForm
 from mailpool.backends import EmailBackend
-from mailpool.exceptions import SecretError
+from mailpool.exceptions import ClientCertificateError, SecretError
 from mailpool.models import Credential
+from mailpool.secret import Secret
+from tests.clients import CertificateServer, ClientAuthority
 from tests.factories import CredentialFactory, MailServerFactory
 from tests.scripted import ScriptedServer
 
@@ -222,6 +225,7 @@ def test_debug_page_of_the_admin_hides_a_submitted_password(
             "server": bob.server.pk,
             "username": "bob",
             "password": new,
+            "sender_policy": "refuse",
             "priority": 1,
             "senders-TOTAL_FORMS": 0,
             "senders-INITIAL_FORMS": 0,
@@ -271,3 +275,149 @@ def test_debug_page_hides_the_keys(client, bob, admin, settings):
     ).content.decode()
     assert "Encryption key number 2" in report
     assert good[:20] not in report
+
+
+# The private key of a client certificate
+
+
+@pytest.fixture(scope="module")
+def clients():
+    return ClientAuthority()
+
+
+@pytest.fixture
+def relay(authority, clients):
+    with CertificateServer(authority, clients) as relay:
+        yield relay
+        delivery.get_pool().close()  # or the server would wait for its end
+
+
+@pytest.fixture
+def certified(relay, clients):
+    issued = clients.issue("bob")
+    return CredentialFactory(
+        tenant__slug="bob",
+        username="",
+        password="",
+        client_certificate=issued.certificate,
+        client_key=issued.key,
+        server=MailServerFactory(
+            host="localhost",
+            port=relay.port,
+            security="starttls",
+            ca_certificate=relay.authority.pem,
+            timeout=5,
+        ),
+    )
+
+
+def assert_no_key(text, key):
+    lines = [line for line in key.splitlines() if not line.startswith("-----")]
+    for trace in (*lines, lines[0][:20], lines[-1][-20:]):
+        assert trace not in text, text[max(0, text.index(trace) - 200) :][:400]
+
+
+KEY_BREAKS = {
+    "in STARTTLS": lambda relay: relay.when("STARTTLS").says("220 go").then.resets(),
+    "in EHLO": lambda relay: relay.when("EHLO", occurrence=2).resets(),
+    "in AUTH": lambda relay: relay.when("AUTH").says("535 5.7.8 no"),
+    "in MAIL": lambda relay: relay.when("MAIL").resets(),
+}
+
+
+@pytest.mark.parametrize("where", KEY_BREAKS)
+def test_key_in_debug_pages_logs_and_exceptions(relay, certified, all_logs, settings, where):
+    settings.DEBUG = True
+    relay.extensions = ["AUTH EXTERNAL"]
+    KEY_BREAKS[where](relay)
+    with pytest.raises((smtplib.SMTPException, OSError)) as caught:
+        EmailBackend().send_messages([message()])
+    assert_no_key(everything_about(caught.value) + all_logs.getvalue(), certified.client_key)
+
+
+@pytest.mark.parametrize("wrong", ["another's", "encrypted", "nonsense"])
+def test_key_that_does_not_work_is_not_shown(relay, certified, clients, all_logs, wrong):
+    from tests.smtp.test_client_certificates import encrypted
+
+    key = {
+        "another's": clients.issue("mary").key,
+        "encrypted": encrypted(certified.client_key),
+        "nonsense": "\n".join(["-----BEGIN PRIVATE KEY-----", "Qz7x" * 16, "-----END"]),
+    }[wrong]
+    key = Secret(key)  # this frame is in the report as well
+    certified.client_key = key
+    with pytest.raises(ValidationError) as invalid:
+        certified.full_clean()
+    assert_no_key(everything_about(invalid.value), key)
+    certified.save()
+    with pytest.raises(ClientCertificateError) as caught:
+        EmailBackend().send_messages([message()])
+    assert_no_key(everything_about(caught.value) + all_logs.getvalue(), key)
+    report = verification.verify_credential(certified)
+    assert_no_key(json.dumps(report.as_dict()) + repr(report), key)
+
+
+def test_nothing_shows_the_key(relay, certified, admin, capfd):
+    key = str(certified.client_key)
+    EmailBackend().send_messages([message()])
+    params = delivery.session_params(certified)
+    session = next(iter(delivery.get_pool()._all_slots())).session
+    shown = [certified, certified.client_key, certified.__dict__, params, session.__dict__]
+    shown += [mailpool.stats().as_dict(), delivery.get_pool().__dict__]
+    text = "".join(map(repr, shown))
+    for page in (
+        f"/admin/mailpool/credential/{certified.pk}/change/",
+        f"/admin/mailpool/mailserver/{certified.server.pk}/change/",
+        "/admin/mailpool/credential/",
+        "/admin/mailpool/mailserver/connections/",
+    ):
+        text += admin.get(page).content.decode()
+    out = io.StringIO()
+    call_command("dumpdata", "mailpool", stdout=out)
+    call_command("mailpool_status", "--json", stdout=out)
+    call_command("mailpool_check", "--json", stdout=out)
+    assert_no_key(text + out.getvalue() + "".join(capfd.readouterr()), key)
+    assert certified.client_key == key  # and it is there
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(certified.client_key)
+
+
+@pytest.mark.parametrize("moment", ["making the form", "checking the key", "saving"])
+def test_debug_page_of_the_admin_hides_a_submitted_key(
+    certified, clients, admin, settings, monkeypatch, moment
+):
+    from django.db.models.signals import pre_save
+
+    from mailpool import models
+
+    settings.DEBUG = True
+    issued = clients.issue("bob")
+
+    def fail(*args, **kwargs):
+        pieces = [str(each).split() for each in args]  # what careless code may do with it
+        raise RuntimeError("something went wrong") from (pieces and None)
+
+    if moment == "saving":
+        pre_save.connect(fail, sender=Credential)
+    elif moment == "checking the key":
+        monkeypatch.setattr(models, "validate_pair", fail)
+    else:
+        monkeypatch.setattr(CredentialForm, "_about_key", fail)
+    data = {
+        "tenant": certified.tenant.pk,
+        "server": certified.server.pk,
+        "client_certificate": issued.certificate,
+        "client_key": issued.key.replace("\n", "\r\n"),  # as browsers send it
+        "sender_policy": "refuse",
+        "priority": 1,
+        "senders-TOTAL_FORMS": 0,
+        "senders-INITIAL_FORMS": 0,
+    }
+    try:
+        response = admin.post(f"/admin/mailpool/credential/{certified.pk}/change/", data)
+    finally:
+        pre_save.disconnect(fail, sender=Credential)
+    assert response.status_code == 500
+    text = response.content.decode()
+    assert "something went wrong" in text
+    assert_no_key(text, issued.key)

@@ -43,6 +43,9 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 TIME_ZONE = "UTC"
 STATIC_URL = "/static/"
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = "mailpool_credential_list"
+LOGOUT_REDIRECT_URL = "compose"
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -74,8 +77,8 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.sessions",
     "django.contrib.staticfiles",
+    "demo",  # ahead of mailpool, whose templates it overrides
     "mailpool",
-    "demo",
 ]
 
 if django.VERSION >= (6, 1):
@@ -83,4 +86,10 @@ if django.VERSION >= (6, 1):
 else:
     EMAIL_BACKEND = "mailpool.backends.EmailBackend"
 
-MAILPOOL = {"ENCRYPTION_KEYS": env.list("MAILPOOL_ENCRYPTION_KEYS")}  # newest first
+MAILPOOL = {
+    "ENCRYPTION_KEYS": env.list("MAILPOOL_ENCRYPTION_KEYS"),  # newest first
+    # For the demo alone: the mail host that its tenants enter is on this machine. Leave this out,
+    # and what your tenants enter has to be at a public address.
+    "TENANT_SERVER_NETWORKS": ["127.0.0.0/8", "::1/128"],
+    "TENANT_VERIFY_RATE": "60/hour",
+}

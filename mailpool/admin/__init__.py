@@ -7,12 +7,14 @@ from mailpool import conf
 
 conf.require_tenant_model()  # the forms below need it, and the admin may be loaded before the app
 
+from mailpool.admin.audit import AuditEntryAdmin  # noqa: E402
 from mailpool.admin.credentials import CredentialAdmin, CredentialInline, TenantAdminMixin  # noqa: E402
 from mailpool.admin.oauth import OAuthClientAdmin  # noqa: E402
 from mailpool.admin.servers import MailServerAdmin  # noqa: E402
 from mailpool.admin.tenants import TenantAdmin  # noqa: E402
 
 __all__ = [
+    "AuditEntryAdmin",
     "CredentialAdmin",
     "CredentialInline",
     "MailServerAdmin",

@@ -17,8 +17,10 @@ from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from mailpool import conf
+from mailpool import certificates, conf
+from mailpool.admin.acting import RecordedAdmin
 from mailpool.admin.actions import set_field
+from mailpool.admin.audit import TrailLink
 from mailpool.admin.connect import ConnectPage
 from mailpool.admin.secrecy import SecretiveAdmin, SecretSubmissions
 from mailpool.admin.verify import CredentialVerification
@@ -26,45 +28,58 @@ from mailpool.exceptions import InvalidMessage, SecretError
 from mailpool.models import Credential, MailServer, Sender
 from mailpool.validators import normalize_sender
 from mailpool.vault import get_keyring
-from mailpool.vault.fields import SecretFormField
+from mailpool.vault.fields import SecretFormField, SecretTextarea
 
 # More rows than this are not offered as a list to choose from, but found by typing.
 LIST_AT_MOST = 50
 
 
-def attention(credential: Credential) -> str:
-    """Why there is no way to log in with what is stored; empty if there is."""
-    if credential.is_oauth:
-        return _oauth_attention(credential)
-    if credential.username and not credential.has_password:
-        return gettext("No password is stored.")
+def trouble(credential: Credential) -> tuple[str, str]:
+    """What is wrong with what is stored, in two words and in a sentence; empty if nothing is."""
+    if credential.is_oauth and (found := _oauth_trouble(credential)):
+        return found
+    if credential.uses_password and not credential.has_password:
+        return gettext("no password"), gettext("No password is stored.")
+    if credential.client_certificate and not credential.has_client_key:
+        text = gettext("No private key of the client certificate is stored.")
+        return gettext("no private key"), text
     try:
-        credential.password  # noqa: B018
+        credential.password, credential.client_key  # noqa: B018
     except SecretError as error:
-        return str(error)
-    return ""
+        return gettext("does not decrypt"), str(error)
+    if credential.client_certificate and (
+        expiry := certificates.attention(credential.client_certificate)
+    ):
+        return gettext("certificate"), expiry
+    return "", ""
 
 
-def _oauth_attention(credential: Credential) -> str:
+def attention(credential: Credential) -> str:
+    """Why what is stored can't be used, or not for long; empty if it can."""
+    return trouble(credential)[1]
+
+
+def _oauth_trouble(credential: Credential) -> tuple[str, str] | None:
     if credential.needs_attention:
-        return credential.needs_attention
+        return gettext("connect again"), credential.needs_attention
     if not credential.is_connected:
+        text = gettext("The account is not connected. Choose “Connect account”.")
         if credential.kind == Credential.Kind.CLIENT_CREDENTIALS:
-            return gettext("The application has no access. Save the account to give it.")
-        return gettext("The account is not connected. Choose “Connect account”.")
+            text = gettext("The application has no access. Save the account to give it.")
+        return gettext("not connected"), text
     try:
         credential.refresh_token  # noqa: B018
         credential.oauth_client.client_secret  # type: ignore[union-attr]  # noqa: B018
     except SecretError as error:
-        return str(error)
-    return ""
+        return gettext("does not decrypt"), str(error)
+    return None
 
 
 _APP_ONLY_IS_FOR = {"kind", "oauth_client", "tenant", "server", "username"}
 
 
 class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
-    """Takes a password and never shows one: an empty input means that the stored one stays."""
+    """Takes secrets and never shows one: an empty input means that the stored one stays."""
 
     password = SecretFormField(label=_("Password"), required=False)
 
@@ -74,6 +89,7 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = Credential
         fields = "__all__"  # noqa: DJ007  (the admin chooses)
+        widgets = {"client_key": SecretTextarea()}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -84,6 +100,8 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
             self.fields["password"].help_text = self._about_password()
         if "kind" in self.fields:
             self.fields["kind"].required = False  # left out: as it is
+        if "client_key" in self.fields:
+            self.fields["client_key"].help_text = self._about_key()
 
     def _about_password(self) -> str:
         when = self.instance.password_set_at
@@ -98,24 +116,49 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
     def clean_kind(self) -> str:
         return str(self.cleaned_data["kind"] or self.instance.kind)
 
+    def _about_key(self) -> str:
+        if not self.instance.has_client_key:
+            return gettext(
+                "Not set. PEM, without a passphrase. It is stored encrypted and never shown again."
+            )
+        return gettext("Set. Leave empty to keep it; it is removed together with the certificate.")
+
     def clean(self) -> dict[str, Any] | None:
         cleaned = super().clean()
-        if cleaned is not None and cleaned.get("password"):
-            try:
-                get_keyring().newest  # noqa: B018
-            except SecretError as error:
-                self.add_error("password", str(error))
+        for name in ("password", "client_key"):
+            if cleaned is not None and cleaned.get(name):
+                try:
+                    get_keyring().newest  # noqa: B018
+                except SecretError as error:
+                    self.add_error(name, str(error))
         if cleaned is not None:
+            self._clean_certificate(cleaned)
             self._drop_secrets_of_no_use(cleaned)
-        # Without a login there is nothing that a password could be for.
-        if cleaned is not None and not cleaned.get("username") and not cleaned.get("password"):
-            self.instance.password = ""
-        elif cleaned is not None and self._goes_elsewhere() and not cleaned.get("password"):
-            self.add_error(
-                "password",
-                _("Enter the password again: the stored one is for the account as it was."),
-            )
+        if cleaned is not None and not cleaned.get("password"):
+            # Without a login there is nothing that a password could be for.
+            if not cleaned.get("username"):
+                self.instance.password = ""
+            elif self._goes_elsewhere("password"):
+                self.add_error(
+                    "password",
+                    _("Enter the password again: the stored one is for the account as it was."),
+                )
         return cleaned
+
+    def _clean_certificate(self, cleaned: dict[str, Any]) -> None:
+        if cleaned.get("client_key"):
+            return
+        if "client_certificate" in self.fields and not cleaned.get("client_certificate"):
+            if "client_certificate" not in self.errors:
+                self.instance.client_key = ""
+        elif self._goes_elsewhere("client_key"):
+            here = "client_key" in self.fields
+            self.add_error(
+                "client_key" if here else None,
+                _("Enter the private key again: the stored one is for the account as it was.")
+                if here
+                else _("Move it on its own page: the private key has to be entered again."),
+            )
 
     def _drop_secrets_of_no_use(self, cleaned: dict[str, Any]) -> None:
         """What another kind of login was made with is not kept."""
@@ -139,9 +182,9 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
                 _("App-only access is given by those who may change OAuth clients."),
             )
 
-    def _goes_elsewhere(self) -> bool:
-        """Whether it is to be another tenant's or for another server; the password stays behind."""
-        stored = self.instance.has_password and not self.instance._state.adding
+    def _goes_elsewhere(self, secret: str) -> bool:
+        """Whether it is to be another tenant's or for another server; secrets stay behind."""
+        stored = getattr(self.instance, f"has_{secret}") and not self.instance._state.adding
         return stored and not {"server", "tenant"}.isdisjoint(self.changed_data)
 
 
@@ -165,9 +208,9 @@ class SenderFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
                 _("Entered more than once: %(addresses)s."),
                 params={"addresses": ", ".join(twice)},
             )
-        if not any(form.errors for form in self.forms) and self.instance.default_from:
+        if not any(form.errors for form in self.forms):
             try:
-                self.instance.check_default_from(addresses)
+                self.instance.check_senders(addresses)
             except InvalidMessage:
                 return  # which its own field has said
 
@@ -195,6 +238,8 @@ class AccountFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
             if data and not data.get("DELETE"):
                 credential = form.instance
                 seen[(credential.get_scope(), credential.server_id, credential.username)] += 1
+                if "default_from" in form.changed_data and not form.errors:
+                    credential.check_senders(credential.sender_addresses)
         twice = [username for (_, _, username), times in seen.items() if times > 1]
         if twice:
             raise ValidationError(
@@ -259,7 +304,7 @@ class CredentialInline(admin.StackedInline):  # type: ignore[type-arg]
         return super().get_queryset(request).select_related("server", "tenant")
 
 
-class TenantAdminMixin(SecretSubmissions):
+class TenantAdminMixin(RecordedAdmin, SecretSubmissions):
     """For the admin of a project's own tenant model: its mail credentials, inline.
 
     ``class ShopAdmin(TenantAdminMixin, admin.ModelAdmin): ...``
@@ -271,7 +316,7 @@ class TenantAdminMixin(SecretSubmissions):
 
 
 @admin.register(Credential)
-class CredentialAdmin(CredentialVerification, ConnectPage, SecretiveAdmin):
+class CredentialAdmin(CredentialVerification, ConnectPage, TrailLink, SecretiveAdmin):
     """A credential with its senders."""
 
     form = CredentialForm
@@ -283,7 +328,7 @@ class CredentialAdmin(CredentialVerification, ConnectPage, SecretiveAdmin):
     list_per_page = 50
     search_fields = ("username", "default_from", "senders__address", "server__name")
     search_help_text = _("Finds usernames, senders, servers and tenants.")
-    readonly_fields = ("stored_password", "connection", "attention")
+    readonly_fields = ("stored_password", "stored_key", "connection", "attention")
     actions = ("activate", "deactivate")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
@@ -294,9 +339,25 @@ class CredentialAdmin(CredentialVerification, ConnectPage, SecretiveAdmin):
         login += ["oauth_client", *(["connection"] if obj and obj.is_oauth else [])]
         if obj and attention(obj):
             login.append("attention")
+        key = "client_key" if may_change else "stored_key"
         return (
             (_("Account"), {"fields": ("tenant", "server", *login)}),
-            (_("Use"), {"fields": ("default_from", "priority", "is_active")}),
+            (
+                _("Client certificate and login mechanism"),
+                {"classes": ("collapse",), "fields": ("client_certificate", key, "mechanism")},
+            ),
+            (
+                _("Use"),
+                {
+                    "fields": (
+                        "default_from",
+                        "sender_policy",
+                        "bounce_address",
+                        "priority",
+                        "is_active",
+                    )
+                },
+            ),
         )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
@@ -315,7 +376,7 @@ class CredentialAdmin(CredentialVerification, ConnectPage, SecretiveAdmin):
 
     @admin.display(description=_("username"), ordering="username")
     def account(self, credential: Credential) -> str:
-        return credential.username or gettext("(no login)")
+        return credential.username or f"({credential.login_name})"
 
     @admin.display(description=_("password"))
     def stored_password(self, credential: Credential) -> str:
@@ -335,22 +396,19 @@ class CredentialAdmin(CredentialVerification, ConnectPage, SecretiveAdmin):
         when = credential.connected_at
         return gettext("Connected on %(when)s") % {"when": _minute(when) if when else "-"}
 
+    @admin.display(description=_("private key of the client certificate"))
+    def stored_key(self, credential: Credential) -> str:
+        return gettext("Set") if credential.has_client_key else gettext("Not set")
+
     @admin.display(description=_("needs attention"))
     def attention(self, credential: Credential) -> str:
         return attention(credential)
 
     @admin.display(description=_("problem"), empty_value="")
     def problem(self, credential: Credential) -> str:
-        if not (reason := attention(credential)):
+        short, reason = trouble(credential)
+        if not reason:
             return ""
-        if credential.needs_attention:
-            short = gettext("connect again")
-        elif credential.is_oauth and not credential.is_connected:
-            short = gettext("not connected")
-        elif credential.is_oauth or credential.has_password:
-            short = gettext("does not decrypt")
-        else:
-            short = gettext("no password")
         return format_html('<span title="{}">{}</span>', reason, short)
 
     @admin.action(description=_("Activate the selected credentials"), permissions=["change"])

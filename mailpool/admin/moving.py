@@ -16,6 +16,7 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import relocation
+from mailpool.admin.acting import as_user
 from mailpool.admin.pages import OwnPages
 from mailpool.models import MailServer
 
@@ -60,6 +61,7 @@ class MovePage(OwnPages):
         context["may_move"] = server is not None and self.may_move(request, server)
         return super().render_change_form(request, context, *args, **kwargs)
 
+    @as_user
     def move_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """Ask for the address, then for a confirmation that names the consequence."""
         server = self.row(request, object_id, PERMISSION)
@@ -90,8 +92,8 @@ class MovePage(OwnPages):
             f"Moved from {before} to {after} ({server.security}) with {result.moved} secrets.",
         )
         text = ngettext(
-            "%(count)d stored password is presented to %(address)s from now on.",
-            "%(count)d stored passwords are presented to %(address)s from now on.",
+            "%(count)d stored password or key is presented to %(address)s from now on.",
+            "%(count)d stored passwords and keys are presented to %(address)s from now on.",
             result.moved,
         )
         self.message_user(
@@ -110,7 +112,7 @@ class MovePage(OwnPages):
 def _consequence(stake: relocation.Stake) -> str:
     """Whose passwords will be presented to the new address."""
     if not stake.secrets:
-        return gettext("No password is stored for this server.")
+        return gettext("No password and no key is stored for this server.")
     owners = []
     if stake.tenants:
         owners.append(
@@ -120,7 +122,7 @@ def _consequence(stake: relocation.Stake) -> str:
     if stake.of_the_site:
         owners.append(gettext("the site itself"))
     return ngettext(
-        "%(count)d stored password, of %(owners)s, will be presented to the new address.",
-        "%(count)d stored passwords, of %(owners)s, will be presented to the new address.",
+        "%(count)d stored password or key, of %(owners)s, will be presented to the new address.",
+        "%(count)d stored passwords and keys, of %(owners)s, will be presented to the new address.",
         stake.secrets,
     ) % {"count": stake.secrets, "owners": gettext(" and ").join(owners)}

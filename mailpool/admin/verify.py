@@ -13,6 +13,7 @@ from django.utils.translation import gettext, pgettext
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import verification
+from mailpool.admin.acting import as_user
 from mailpool.admin.pages import OwnPages
 from mailpool.validators import validate_from_address
 
@@ -80,6 +81,7 @@ class Verification(OwnPages):
         """What the page asks for."""
         return None
 
+    @as_user
     def verify_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """The steps of a verification, run on POST."""
         row = self.row(request, object_id, self.verify_permission)
@@ -99,6 +101,7 @@ class Verification(OwnPages):
         }
         return self.page(request, row, "admin/mailpool/verify.html", context)
 
+    @as_user
     def send_test_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """A real message to an address of one's choice, sent on POST."""
         row = self.row(request, object_id, self.verify_permission)

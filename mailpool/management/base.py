@@ -14,7 +14,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError
 from django.db.models import QuerySet
 
-from mailpool import conf
+from mailpool import audit, conf
 from mailpool.exceptions import MailpoolError
 from mailpool.models import Credential, MailServer
 
@@ -25,8 +25,10 @@ class MailpoolCommand(BaseCommand):
     """A command whose expected errors are one line in plain words, never a traceback."""
 
     def execute(self, *args: Any, **options: Any) -> str | None:
+        name = type(self).__module__.rpartition(".")[2]
         try:
-            return super().execute(*args, **options)
+            with audit.acting(None, name):
+                return super().execute(*args, **options)
         except MailpoolError as error:
             raise CommandError(str(error)) from error
         except DatabaseError as error:

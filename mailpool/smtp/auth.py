@@ -9,15 +9,21 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from smtplib import SMTPServerDisconnected
+from typing import TYPE_CHECKING
 
 from mailpool.secret import Secret, SecretBytes
-from mailpool.smtp.params import SessionParams
 from mailpool.smtp.reply import Reply
 from mailpool.smtp.wire import NotSMTP
 
+if TYPE_CHECKING:
+    from mailpool.smtp.params import SessionParams
+
 # In order of preference. PLAIN costs one round trip; a password is only ever sent over TLS or to
-# this very machine, which the session sees to before it comes here.
+# this very machine, which the session sees to before it comes here. What CRAM-MD5 hides from the
+# server's log it costs in the server's store, which has to have the password in clear text.
 PASSWORD_MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
+EXTERNAL = "EXTERNAL"  # by the client certificate, RFC 4422
+MECHANISMS = (*PASSWORD_MECHANISMS, EXTERNAL)
 # The standard (RFC 7628) before what Google and Microsoft had until then.
 BEARER_MECHANISMS = ("OAUTHBEARER", "XOAUTH2")
 
@@ -33,11 +39,6 @@ _LONGEST_COMMAND = 512
 _TELLTALE = 16
 
 Command = Callable[[bytes], Reply]
-
-
-def mechanisms(params: SessionParams) -> tuple[str, ...]:
-    """The mechanisms for the kind of secret that *params* has: none takes the other kind's."""
-    return BEARER_MECHANISMS if params.auth == "bearer" else PASSWORD_MECHANISMS
 
 
 def _base64(data: bytes) -> SecretBytes:
@@ -65,7 +66,12 @@ def _cram_md5(username: str, password: str) -> Iterator[Callable[[bytes], bytes]
     yield answer
 
 
-_ANSWERS = {"PLAIN": _plain, "LOGIN": _login, "CRAM-MD5": _cram_md5}
+def _external(username: str, password: str) -> Iterator[Callable[[bytes], bytes]]:
+    yield lambda _: username.encode()  # whom to act as; empty: whomever the certificate names
+
+
+_ANSWERS = {"PLAIN": _plain, "LOGIN": _login, "CRAM-MD5": _cram_md5, EXTERNAL: _external}
+_SPEAKS_FIRST = {"PLAIN", EXTERNAL}
 
 
 def authenticate(command: Command, mechanism: str, params: SessionParams) -> Reply:
@@ -89,7 +95,7 @@ def authenticate(command: Command, mechanism: str, params: SessionParams) -> Rep
 
 def _exchange(command: Command, mechanism: str, username: str, password: Secret) -> Reply:
     answers = _ANSWERS[mechanism](username, password)
-    if mechanism == "PLAIN":
+    if mechanism in _SPEAKS_FIRST:
         return _at_once(command, mechanism, _base64(next(answers)(b"")))
     reply = command(b"AUTH " + mechanism.encode())
     for answer in answers:
@@ -101,13 +107,14 @@ def _exchange(command: Command, mechanism: str, username: str, password: Secret)
 
 def _at_once(command: Command, mechanism: str, first: SecretBytes) -> Reply:
     """Say *first* along with AUTH, where it fits and the server does not overlook it."""
-    line = SecretBytes(b"AUTH " + mechanism.encode() + b" " + first)
+    # RFC 4954: "=" is a first response that is there and empty.
+    line = SecretBytes(b"AUTH %b %b" % (mechanism.encode(), first or b"="))
     if len(line) + 2 > _LONGEST_COMMAND:
         reply = command(b"AUTH " + mechanism.encode())
         return command(first) if reply.code == 334 else reply
     reply = command(line)
     # A challenge with something in it is how a bearer mechanism reports an error.
-    if reply.code == 334 and (mechanism == "PLAIN" or not reply.lines[-1].strip()):
+    if reply.code == 334 and (mechanism in _SPEAKS_FIRST or not reply.lines[-1].strip()):
         reply = command(first)
     return reply
 
@@ -148,6 +155,8 @@ def _status(challenge: bytes) -> bytes:
 
 def _sent(mechanism: str, params: SessionParams) -> list[SecretBytes]:
     """The secret of *params* in every form that it is sent in."""
+    if not (params.access_token or params.password):
+        return []
     secret = SecretBytes((params.access_token or params.password).encode())
     if mechanism in BEARER_MECHANISMS:
         message = _bearer_message(mechanism, params)

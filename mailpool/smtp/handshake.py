@@ -18,15 +18,31 @@ from smtplib import (
     SMTPServerDisconnected,
 )
 
-from mailpool.secret import SecretBytes
-from mailpool.smtp.auth import authenticate, mechanisms
+from mailpool.exceptions import ClientCertificateError
+from mailpool.secret import Secret, SecretBytes
+from mailpool.smtp.auth import EXTERNAL, authenticate
 from mailpool.smtp.memory import KeyMemory
 from mailpool.smtp.params import SessionParams
 from mailpool.smtp.reply import Reply
-from mailpool.smtp.tls import Resumable, tls_context
-from mailpool.smtp.wire import NotSMTP, Wire
+from mailpool.smtp.tls import Resumable, client_context, tls_context
+from mailpool.smtp.wire import NotSMTP, TimedOut, Wire
+
+LAST_WORDS_TIMEOUT = 1.0  # seconds; they are there already, or never will be
 
 _AUTH_SYNTAX_CODES = {500, 501, 502, 504}  # the mechanism, not the password, was refused
+
+# Alerts of a server (RFC 8446, 6.2) that can only be about the client's certificate.
+_ALERTS = {
+    "CERTIFICATE_REQUIRED": "it wants one",
+    "NO_CERTIFICATE": "it wants one",
+    "CERTIFICATE_EXPIRED": "it says that it has expired",
+    "CERTIFICATE_REVOKED": "it says that it was revoked",
+    "UNKNOWN_CA": "it does not know the authority that issued it",
+    "CERTIFICATE_UNKNOWN": "it gives no further reason",
+    "BAD_CERTIFICATE": "it calls it a bad one",
+    "UNSUPPORTED_CERTIFICATE": "it does not support its kind",
+    "ACCESS_DENIED": "it denies access to its owner",
+}
 
 
 class Handshake:
@@ -51,6 +67,7 @@ class Handshake:
         self.tls_version = ""
         self.tls_resumed = False
         self.cipher = ""
+        self.mechanism = ""  # by which the login was made
         self._deadline = deadline
         self._addresses: list[tuple[socket.AddressFamily, tuple[object, ...]]] = []
         self._resumable: Resumable | None = None
@@ -98,7 +115,7 @@ class Handshake:
                 ("tls", self._start_tls),
                 ("ehlo-tls", self._ehlo),
             ]
-        if self.params.username:
+        if self.params.mechanisms:
             steps.append(("auth", self._login))
         for name, step in steps:
             yield name, self._guarded(step)
@@ -111,11 +128,33 @@ class Handshake:
         def run() -> str:
             try:
                 return step()
-            except BaseException:
+            except BaseException as error:
                 self.close()
+                if refusal := self._refused_certificate(error):
+                    raise refusal from error
                 raise
 
         return run
+
+    def _refused_certificate(self, error: BaseException) -> ClientCertificateError | None:
+        """What *error* says of the client certificate, in plain words.
+
+        With TLS 1.3 the server says it after the handshake, in the place of its first answer.
+        """
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ssl.SSLError):
+            cause = cause.__cause__
+        while cause is not None and isinstance(cause.__cause__, ssl.SSLError):
+            cause = cause.__cause__
+        alert = str(getattr(cause, "reason", None) or "").partition("_ALERT_")[2]
+        address, has_one = self.params.address, bool(self.params.client_certificate)
+        if alert in _ALERTS and has_one:
+            return ClientCertificateError(
+                f"{address} did not accept the client certificate: {_ALERTS[alert]}."
+            )
+        if alert in _ALERTS:
+            return ClientCertificateError(f"{address} wants a client certificate and got none.")
+        return None
 
     def _resolve(self) -> str:
         host, port = self.params.host, self.params.port
@@ -166,7 +205,11 @@ class Handshake:
 
     def _start_tls(self) -> str:
         params, wire = self.params, self.wire
-        context = tls_context(params.ca_certificate)
+        if params.client_certificate:
+            key = Secret(params.client_key)
+            context = client_context(params.ca_certificate, params.client_certificate, key)
+        else:
+            context = tls_context(params.ca_certificate)
         # Taken out: where it is what the server stumbles over, the next connection goes without.
         self._resumable, self.memory.tls = self.memory.tls, None
         resume = self._resumable.session_for(context) if self._resumable else None
@@ -183,6 +226,8 @@ class Handshake:
             hint = ""
             if error.reason in {"WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"}:
                 hint = " It speaks clear text on this port: choose STARTTLS, or another port."
+            elif str(error.reason).endswith("_ALERT_HANDSHAKE_FAILURE"):
+                hint = " It may want a client certificate, or another one."
             raise ssl.SSLError(
                 error.errno, f"No TLS with {params.address}: {error.reason or error}.{hint}"
             ) from error
@@ -199,7 +244,9 @@ class Handshake:
         self.tls_version = secured.version() or ""
         self.tls_resumed = bool(secured.session_reused)
         self.cipher = (secured.cipher() or ("",))[0]
-        return f"{self.tls_version}, {self.cipher}, {self._certificate(secured)}"
+        found = f"{self.tls_version}, {self.cipher}, {self._certificate(secured)}"
+        # Whether the server asked for it is not to be found out.
+        return f"{found}, client certificate at hand" if params.client_certificate else found
 
     @staticmethod
     def _certificate(secured: ssl.SSLSocket) -> str:
@@ -221,16 +268,30 @@ class Handshake:
                 hint = " If it speaks TLS from the start, choose implicit TLS."
             raise SMTPConnectError(-1, f"{error}{hint}".encode()) from error
         except SMTPServerDisconnected as error:
-            hint = "" if self.params.security == "tls" else " A port for implicit TLS does that."
+            hint = " A port for implicit TLS does that."
+            if self.params.security == "tls":
+                hint = self._certificate_hint(error)
             # Of the same class: whether it was a time-out matters.
             raise type(error)(f"No greeting from {address}: {error}{hint}") from error
         if reply.code != 220:
             raise SMTPConnectError(reply.code, reply.message)
         return reply.text
 
+    def _certificate_hint(self, error: SMTPServerDisconnected) -> str:
+        """For a connection that ends right after TLS: some servers end it without an alert."""
+        if self.tls_version != "TLSv1.3" or isinstance(error, (NotSMTP, TimedOut)):
+            return ""
+        other = "another" if self.params.client_certificate else "a"
+        return f" The server may want {other} client certificate."
+
     def _ehlo(self) -> str:
         self.features.clear()
-        reply = self._command(b"EHLO " + self.params.local_hostname.encode("idna"))
+        try:
+            reply = self._command(b"EHLO " + self.params.local_hostname.encode("idna"))
+        except SMTPServerDisconnected as error:
+            if self.params.security == "starttls" and (hint := self._certificate_hint(error)):
+                raise type(error)(f"{str(error).rstrip('.')}.{hint}") from error
+            raise
         if not reply.ok:
             if self.params.security == "starttls" or self.params.username or reply.code == 421:
                 raise SMTPHeloError(reply.code, reply.message)
@@ -264,24 +325,30 @@ class Handshake:
 
     def _login(self) -> str:
         params = self.params
-        wanted = mechanisms(params)
-        if not self.wire.tls and not self._peer_is_this_machine():
-            secret = "password" if params.auth == "password" else "access token"
+        secret = "access token" if params.access_token else "password" if params.password else ""
+        if secret and not self.wire.tls and not self._peer_is_this_machine():
             raise SMTPNotSupportedError(
                 f"The {secret} is not sent to {params.address} in clear text. Choose STARTTLS or "
                 "implicit TLS for this server."
             )
         offered = self.features.get("AUTH", "").upper().split()
-        usable = [mechanism for mechanism in wanted if mechanism in offered]
+        usable = [mechanism for mechanism in params.mechanisms if mechanism in offered]
+        if not usable and not params.needs_login:
+            return "no login: the server does not offer EXTERNAL, for the client certificate"
         if not usable:
             what = f"only {' '.join(offered)}" if offered else "no login"
+            who = "this account may only log" if params.mechanism else "mailpool logs"
             raise SMTPNotSupportedError(
-                f"{params.address} offers {what} here; this account logs in by {', '.join(wanted)}."
+                f"{params.address} offers {what} here; {who} in by {', '.join(params.mechanisms)}."
+                " Nothing secret was sent."
             )
         for mechanism in usable:
             reply = authenticate(self._command, mechanism, params)
             if reply.code == 235:
-                return f"logged in as {params.username} by {mechanism}"
+                self.mechanism = mechanism
+                who = f" as {params.username}" if params.username else ""
+                by = "EXTERNAL, the client certificate" if mechanism == EXTERNAL else mechanism
+                return f"logged in{who} by {by}"
             if reply.code not in _AUTH_SYNTAX_CODES:
                 break
         raise SMTPAuthenticationError(reply.code, reply.message)
@@ -293,5 +360,12 @@ class Handshake:
         return (mapped or address).is_loopback
 
     def _command(self, line: bytes) -> Reply:
-        self.wire.write(SecretBytes(line + b"\r\n"))
+        try:
+            self.wire.write(SecretBytes(line + b"\r\n"))
+        except TimedOut:
+            raise
+        except SMTPServerDisconnected:
+            # What it said before it went tells more: a 421, or with TLS 1.3 what it has against
+            # the client certificate.
+            return self.wire.read_reply(LAST_WORDS_TIMEOUT)
         return self.wire.read_reply()

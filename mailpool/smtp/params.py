@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from mailpool.guard import Guard
 from mailpool.secret import Secret
+from mailpool.smtp.auth import BEARER_MECHANISMS, EXTERNAL, MECHANISMS, PASSWORD_MECHANISMS
 
 Security = Literal["starttls", "tls", "plain"]
 SECURITIES: tuple[Security, ...] = ("starttls", "tls", "plain")
@@ -32,7 +33,7 @@ class SessionParams:
     connection, password and credential id included, can't share one. Of an OAuth 2 login it is
     the grant that counts, and not which of its short-lived tokens a session was opened with.
 
-    Times are seconds. ``repr`` shows neither password nor token, and the value can't be pickled.
+    Times are seconds. ``repr`` does not show the secrets, and the value can't be pickled.
     """
 
     credential_id: str
@@ -56,6 +57,15 @@ class SessionParams:
 
     ca_certificate: str = field(default="", repr=False)
     """PEM; empty for the system's authorities."""
+
+    client_certificate: str = field(default="", repr=False)
+    """PEM, with its chain: for a server that asks for one. Together with *client_key* (PEM)."""
+
+    client_key: str = field(default="", repr=False)
+
+    mechanism: str = ""
+    """The only way to log in. Empty: by password, the first of those that are known; without a
+    username by the client certificate, if there is one and the server offers that."""
 
     guard: Guard | None = None
     """Where the connection may go. ``None``: anywhere."""
@@ -100,11 +110,42 @@ class SessionParams:
                 raise ValueError("a bearer login is a username, a grant and an access token.")
         elif self.auth != "password" or self.grant or self.access_token:
             raise ValueError("auth must be password, or bearer with a grant and an access token.")
+        if self.mechanism and self.mechanism not in MECHANISMS:
+            raise ValueError(f"mechanism must be empty or one of {', '.join(MECHANISMS)}.")
+        if self.auth == "bearer":
+            if self.mechanism:
+                raise ValueError("an access token has mechanisms of its own.")
+        elif self.mechanism == EXTERNAL:
+            if self.password or not self.client_certificate:
+                raise ValueError("EXTERNAL logs in by a client certificate, without a password.")
         elif bool(self.username) != bool(self.password):
             raise ValueError("username and password go together.")
+        elif self.mechanism and not self.username:
+            raise ValueError(f"{self.mechanism} needs a username.")
+        if bool(self.client_certificate) != bool(self.client_key):
+            raise ValueError("client certificate and client key go together.")
+        if self.client_certificate and self.security == "plain":
+            raise ValueError("a client certificate needs TLS.")
         # Frozen, and still hidden from every traceback that shows this object's fields.
         object.__setattr__(self, "password", Secret(self.password))
         object.__setattr__(self, "access_token", Secret(self.access_token))
+        object.__setattr__(self, "client_key", Secret(self.client_key))
+
+    @property
+    def mechanisms(self) -> tuple[str, ...]:
+        """The ways to log in that may be used, best first; none where there is no login."""
+        if self.mechanism:
+            return (self.mechanism,)
+        if self.auth == "bearer":
+            return BEARER_MECHANISMS
+        if self.username:
+            return PASSWORD_MECHANISMS
+        return (EXTERNAL,) if self.client_certificate else ()
+
+    @property
+    def needs_login(self) -> bool:
+        """Whether nothing may be sent without one."""
+        return bool(self.username or self.mechanism)
 
     @property
     def timeouts(self) -> Timeouts:

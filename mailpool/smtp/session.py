@@ -37,6 +37,7 @@ class Session:
         self.tls_version = handshake.tls_version
         self.tls_resumed = handshake.tls_resumed
         self.cipher = handshake.cipher
+        self.mechanism = handshake.mechanism
         self.messages = 0  # envelopes that were tried, sent or not
         self.reuses = 0  # times that the pool handed it out again
         self.closed_because = ""

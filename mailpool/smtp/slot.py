@@ -40,6 +40,7 @@ class Slot:
             reused=session.reuses if session else 0,
             tls=session.tls_version if session else "",
             cipher=session.cipher if session else "",
+            mechanism=session.mechanism if session else "",
         )
 
 

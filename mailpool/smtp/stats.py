@@ -27,6 +27,8 @@ class SessionInfo:
 
     tls: str
     cipher: str
+    mechanism: str
+    """By which the login was made (``PLAIN``, …); empty: without one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """Keys and encryption. Knows nothing of mail.
 
-``keyring`` holds the keys, and seals and opens secrets; ``provider`` gets keys from elsewhere;
-``fields`` is the model field that uses them.
+``keyring`` holds keys, and seals and opens secrets with them; ``keys`` tells which are in force,
+and ``provider`` gets them from elsewhere; ``fields`` is the model field that uses all that.
 """
 
 from mailpool.secret import Secret
 from mailpool.vault.fields import EncryptedQuerySet, EncryptedTextField
-from mailpool.vault.keyring import Keyring, Sealed, generate_key, get_keyring
+from mailpool.vault.keyring import Keyring, Sealed, generate_key
+from mailpool.vault.keys import get_keyring
 
 __all__ = [
     "EncryptedQuerySet",

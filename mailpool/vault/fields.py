@@ -15,7 +15,8 @@ from django.utils import timezone
 
 from mailpool.exceptions import SecretError
 from mailpool.secret import Secret
-from mailpool.vault.keyring import Sealed, get_keyring
+from mailpool.vault.keyring import Sealed
+from mailpool.vault.keys import get_keyring
 
 
 class _Decrypting(property):
@@ -47,6 +48,17 @@ class SecretInput(forms.PasswordInput):
 
     def __init__(self, attrs: dict[str, Any] | None = None) -> None:
         super().__init__(attrs={"autocomplete": "new-password", **(attrs or {})})
+
+
+class SecretTextarea(forms.Textarea):
+    """The same for several lines, as keys have them; browsers do not send it to a spell checker."""
+
+    def __init__(self, attrs: dict[str, Any] | None = None) -> None:
+        quiet = {"autocomplete": "off", "autocapitalize": "off", "spellcheck": "false", "rows": 5}
+        super().__init__(attrs={**quiet, **(attrs or {})})
+
+    def format_value(self, value: Any) -> None:
+        """Nothing, whatever it is."""
 
 
 class SecretFormField(forms.CharField):
@@ -262,8 +274,11 @@ class EncryptedTextField(models.TextField):  # type: ignore[type-arg]
 
     def formfield(self, **kwargs: Any) -> Any:
         # Neither TextField's Textarea nor the admin's wide input: it has to stay write-only.
+        widget = kwargs.get("widget")
+        if not isinstance(widget, (SecretInput, SecretTextarea)):
+            widget = SecretInput()
         return models.Field.formfield(
-            self, **{**kwargs, "form_class": SecretFormField, "widget": SecretInput}
+            self, **{**kwargs, "form_class": SecretFormField, "widget": widget}
         )
 
     def save_form_data(self, instance: Any, data: Any) -> None:

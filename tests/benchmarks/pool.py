@@ -11,7 +11,7 @@ class FakeSession:
     is_open = True
     is_spent = False
     messages = reuses = 0
-    tls_version = cipher = closed_because = ""
+    tls_version = cipher = mechanism = closed_because = ""
 
     def __init__(self, params, deadline, memory):
         self.params = params

@@ -36,6 +36,9 @@ OTHERS = {
     "auth": "bearer",
     "grant": "another",
     "access_token": "another",
+    "client_certificate": "Certificate",
+    "client_key": "Key",
+    "mechanism": "LOGIN",
 }
 
 # What only goes together: the values that a field is varied with, and from which.
@@ -52,9 +55,11 @@ def base():
             credential_id="bob",
             host="127.0.0.1",
             port=server.port,
-            security="plain",
+            security="starttls",
             username="bob",
             password="secret",
+            client_certificate="certificate",
+            client_key="private",
             timeout=5,
         )
 
@@ -65,7 +70,7 @@ class FakeSession:
     is_open = True
     is_spent = False
     messages = reuses = 0
-    tls_version = cipher = closed_because = id = ""
+    tls_version = cipher = mechanism = closed_because = id = ""
 
     def __init__(self, params, deadline, memory):
         self.params = params
@@ -116,6 +121,9 @@ DEFECTS = {
     "another port of the same host": "port",
     "OAuth bearer, of another grant (CVE-2022-22576)": "grant",
     "a password's session for a bearer login (CVE-2022-22576)": "auth",
+    "client certificate (CVE-2016-5420, CVE-2016-7141)": "client_certificate",
+    "the client certificate's key (CVE-2026-8932)": "client_key",
+    "mechanism options (CVE-2023-27536, CVE-2026-8458)": "mechanism",
 }
 
 
@@ -145,6 +153,7 @@ def test_reuse_defect_of_others(base, defect):
 def test_no_login_is_a_key_of_its_own(base):
     """CVE-2015-3143: a connection without a login is not one with a login."""
     anonymous = replace(base, username="", password="")
+    assert anonymous != replace(anonymous, client_certificate="", client_key="")
     pool = SessionPool(connect=FakeSession)
     with pool.session(base) as authenticated:
         pass
@@ -158,8 +167,9 @@ def test_host_is_compared_as_it_is_written(base):
 
 
 def test_repr_and_pickle_show_no_password(base):
-    assert "secret" not in repr(base)
-    assert "secret" not in str(base)
+    for shown in (repr(base), str(base), repr(base.password), repr(base.client_key)):
+        assert "secret" not in shown.replace("(secret)", "")
+        assert "private" not in shown
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(base)
     assert copy.copy(base) == base
@@ -188,6 +198,13 @@ def test_repr_shows_no_token(base):
         {**BEARER, "grant": ""},
         {**BEARER, "access_token": ""},
         {**BEARER, "username": ""},
+        {"client_certificate": ""},
+        {"client_key": ""},
+        {"security": "plain"},  # with a client certificate
+        {"mechanism": "plain"},
+        {"mechanism": "EXTERNAL"},  # with a password
+        {"mechanism": "EXTERNAL", "password": "", "client_certificate": "", "client_key": ""},
+        {"mechanism": "PLAIN", "username": "", "password": ""},
     ],
 )
 def test_impossible_values_are_refused(base, wrong):

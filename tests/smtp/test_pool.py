@@ -36,7 +36,7 @@ class Session:
         self.is_open = self.alive = True
         self.is_spent = False
         self.messages = self.reuses = self.noops = 0
-        self.tls_version = self.cipher = self.closed_because = ""
+        self.tls_version = self.cipher = self.mechanism = self.closed_because = ""
 
     def is_alive(self):
         return self.is_open and self.alive

@@ -148,5 +148,5 @@ def _store_credential(
             raise CommandError(f"--sender {address}: {' '.join(error.messages)}") from error
         if not Sender.objects.filter(credential=credential, address=sender.address).exists():
             sender.save()
-    credential.check_default_from(set(credential.senders.values_list("address", flat=True)))
+    credential.check_senders(set(credential.senders.values_list("address", flat=True)))
     return credential, is_new

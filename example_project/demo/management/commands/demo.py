@@ -55,6 +55,8 @@ class Command(BaseCommand):
     def _run(self, console, options):
         host = MailHost(ACCOUNTS, latency=options["latency"] / 1000)
         host.start()
+        # Another one at each run, so it can't stand in the settings, as yours does.
+        settings.MAILPOOL["TENANT_SERVER_PORTS"] = [host.port]
         try:
             server = store(host.port, host.ca_certificate)
             tell(console, host, server, options["messages"], options["latency"])
@@ -85,13 +87,17 @@ def only_one_demo() -> Iterator[None]:
 
 
 def prepare() -> None:
-    """The database and the login for the admin."""
+    """The database, the login for the admin, and those of the tenants' own pages."""
     call_command("migrate", verbosity=0)
     users = get_user_model().objects
-    admin = users.filter(username="admin").first() or users.create_superuser("admin")
-    if not admin.check_password(settings.ADMIN_PASSWORD):
-        admin.set_password(settings.ADMIN_PASSWORD)
-        admin.save()
+    if not users.filter(username="admin").exists():
+        users.create_superuser("admin")
+    for slug in ACCOUNTS:
+        users.get_or_create(username=slug, defaults={"email": f"{slug}@example.com"})
+    for user in users.filter(username__in=["admin", *ACCOUNTS]):
+        if not user.check_password(settings.ADMIN_PASSWORD):
+            user.set_password(settings.ADMIN_PASSWORD)
+            user.save()
 
 
 def send_with_mailpool(number: int) -> None:
@@ -196,7 +202,12 @@ def serve(console, host, port) -> None:
                 f"Write a message:   [bold]{url}[/]\n"
                 f"Admin:             [bold]{url}admin/[/]\n"
                 f"                   login [bold]admin[/], password "
-                f"[bold]{settings.ADMIN_PASSWORD}[/]"
+                f"[bold]{settings.ADMIN_PASSWORD}[/]\n"
+                f"Own accounts:      [bold]{url}mail/[/]\n"
+                "                   login [bold]bob[/] or [bold]mary[/], the same password;\n"
+                f"                   server [bold]localhost[/], port [bold]{host.port}[/], "
+                "STARTTLS,\n"
+                f"                   [bold]bob[/] with [bold]{ACCOUNTS['bob']}[/]"
                 "\n\n[dim]In the admin, try the switch on the mail server's page, “Verify "
                 "connection” on a credential, and “Connections” above the list of mail servers. "
                 "Ctrl-C ends.[/]",
