@@ -14,7 +14,7 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.urls import reverse
 
-from mailpool.models import Credential, OAuthClient
+from mailpool.models import AuditEntry, Credential, OAuthClient
 from mailpool.oauth import provider as oauth_provider
 from tests.factories import CredentialFactory
 from tests.oauth_server import CLIENT_ID, CLIENT_SECRET, OAuthServer
@@ -280,6 +280,8 @@ def test_an_account_is_connected(admin_client, credential, provider, caplog):
     assert row.grant != credential.grant
     history = [entry.get_change_message() for entry in LogEntry.objects.all()]
     assert history == ["Connected the account: Provider."]
+    entry = AuditEntry.objects.get(action="connected")
+    assert (entry.details, entry.actor) == ("OAuth client: Provider", "admin")
     code = parse_qs(urlsplit(back).query)["code"][0]
     for secret in (code, grant.refresh_token, grant.access_tokens[0], CLIENT_SECRET):
         assert secret not in str(history) + caplog.text

@@ -15,6 +15,8 @@ from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from mailpool import audit
+from mailpool.admin.acting import as_user
 from mailpool.admin.pages import OwnPages
 from mailpool.exceptions import MailpoolError, OAuthError
 from mailpool.models import Credential
@@ -77,6 +79,7 @@ class ConnectPage(OwnPages):
         }
         return self.page(request, credential, "admin/mailpool/connect.html", context)
 
+    @as_user
     def connected_view(self, request: HttpRequest) -> HttpResponseBase:
         """The provider sends people back to here, with a code or an error in the URL."""
         begun = self._take_begun(request)
@@ -163,6 +166,7 @@ class ConnectPage(OwnPages):
         credential.access_token = tokens.access_token
         credential.access_token_expires_at = tokens.expires_at
         credential.save(update_fields=["refresh_token", "access_token"])
+        audit.note(audit.Action.CONNECTED, credential, f"OAuth client: {client}")
 
 
 def _denied(request: HttpRequest) -> str:
