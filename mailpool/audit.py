@@ -68,6 +68,7 @@ class Action(models.TextChoices):
     DISABLED = "disabled", _("disabled")
     DELETED = "deleted", _("deleted")
     VERIFIED = "verified", _("verified")
+    CONNECTED = "connected", _("connected by OAuth 2")
     TEST_SENT = "test_sent", _("test message sent")
     MOVED = "moved", _("moved with its server")
     EXPORTED = "exported", _("exported")

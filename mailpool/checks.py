@@ -20,6 +20,7 @@ from mailpool import conf, marker
 from mailpool.exceptions import SecretError
 from mailpool.guard import Guard
 from mailpool.models import Credential, SiteMarker
+from mailpool.oauth import provider as oauth_provider
 from mailpool.validators import validate_host
 from mailpool.vault import get_keyring
 from mailpool.vault.keyring import parse_key
@@ -493,3 +494,28 @@ def check_marker(
     if not marker.is_foreign(found):
         return []
     return [Warning(marker.describe(found), hint=marker.advice(), id="mailpool.W030")]
+
+
+@register(Tags.database)
+def check_oauth(
+    app_configs: Sequence[AppConfig] | None = None,
+    databases: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> list[CheckMessage]:
+    """OAuth 2 logins without the library that they need."""
+    alias = router.db_for_read(Credential)
+    if alias not in (databases or ()) or oauth_provider.is_installed():
+        return []
+    try:
+        count = Credential.objects.using(alias).exclude(kind=Credential.Kind.PASSWORD).count()
+    except DatabaseError:
+        return []  # not migrated, or it does not answer, which others report
+    if not count:
+        return []
+    return [
+        Error(
+            f"{count} credentials log in by OAuth 2, and the library for that is not installed.",
+            hint="Install it: pip install mailpool[oauth2].",
+            id="mailpool.E040",
+        )
+    ]

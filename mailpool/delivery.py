@@ -12,10 +12,16 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
-from smtplib import SMTPDataError, SMTPRecipientsRefused, SMTPResponseException, SMTPSenderRefused
+from smtplib import (
+    SMTPAuthenticationError,
+    SMTPDataError,
+    SMTPRecipientsRefused,
+    SMTPResponseException,
+    SMTPSenderRefused,
+)
 from typing import Any, Literal
 
 from django.core.mail import EmailMessage
@@ -25,6 +31,7 @@ from django.core.signals import setting_changed
 from mailpool import conf, marker, signals
 from mailpool.exceptions import DeliveryUnknown, PoolTimeout, SecretError
 from mailpool.models import Credential, MailServer
+from mailpool.oauth import tokens
 from mailpool.rendering import render
 from mailpool.routing import require_own_server
 from mailpool.smtp import Attempt, PoolStats, SessionParams, SessionPool, Transmitter
@@ -82,6 +89,18 @@ class Job:
     def is_waiting(self) -> bool:
         return self.attempt is None and self.error is None and self.outcome is None
 
+    @property
+    def is_refused_token(self) -> bool:
+        """Whether it was not even handed over, since the server wants another access token."""
+        error = self.attempt.error if self.attempt else None
+        return (
+            self.params is not None
+            and self.params.auth == "bearer"
+            and isinstance(error, SMTPAuthenticationError)
+            and not (self.attempt and self.attempt.handed_over)
+            and 500 <= error.smtp_code < 600
+        )
+
     def render(self) -> Attempt | None:
         """Its bytes, on their way from now on; ``None`` where they can't be made."""
         assert self.credential is not None
@@ -134,7 +153,7 @@ def deliver(
     try:
         while window := jobs[reported : reported + WINDOW_MESSAGES]:
             try:
-                resolve(window, route)
+                resolve(window, route, terms.deadline)
                 _transmit_all(window, transmit, transmitter, terms)
             finally:
                 settle(window)
@@ -160,13 +179,50 @@ def _transmit_all(
 ) -> None:
     """Each that can be sent, in as many parts as *transmit* makes of them."""
     waiting = [job for job in jobs if job.is_waiting]
+    renewed: set[Any] = set()
     while waiting:
         transmit(waiting, transmitter, terms)
+        is_renewed = _renew_tokens(waiting, renewed, terms.deadline)
         settle(job for job in waiting if not job.is_waiting)
         left = [job for job in waiting if job.is_waiting]
-        if len(left) == len(waiting):
+        if len(left) == len(waiting) and not is_renewed:
             return
         waiting = left
+
+
+def _renew_tokens(jobs: Sequence[Job], renewed: set[Any], deadline: float | None) -> bool:
+    """Have messages whose access token was refused wait again, with another one: is there any?
+
+    A token may be revoked before its time, and expires under a long batch when that has to connect
+    again. Each credential gets one more token, its key is added to *renewed*, and none of its
+    messages had been handed over: the login is what failed.
+    """
+    refused = [job for job in jobs if job.is_refused_token and _key(job) not in renewed]
+    params: dict[Any, SessionParams] = {}
+    for job in refused:
+        key, credential = _key(job), job.credential
+        if key in renewed or credential is None or job.params is None:
+            continue
+        renewed.add(key)
+        if tokens.is_young(credential):
+            continue  # the next one would be refused as well
+        try:
+            token = tokens.access_token(
+                credential, refused=job.params.access_token, deadline=deadline
+            )
+            params[key] = replace(job.params, access_token=token)
+        except Exception as error:
+            for other in refused:
+                if _key(other) == key:
+                    other.attempt, other.error = None, error
+    for job in jobs:
+        if (job.is_waiting or job.is_refused_token) and _key(job) in params:
+            job.attempt, job.params = None, params[_key(job)]
+    return bool(params)
+
+
+def _key(job: Job) -> Any:
+    return job.credential and job.credential.pk
 
 
 def _terms(deadline: float | None, keep_order: bool | None) -> Terms:
@@ -177,24 +233,28 @@ def _terms(deadline: float | None, keep_order: bool | None) -> Terms:
     )
 
 
-def resolve(jobs: Sequence[Job], route: Route) -> None:
-    """Credential and connection parameters of each message, or its error: all database reads."""
+def resolve(jobs: Sequence[Job], route: Route, deadline: float | None = None) -> None:
+    """Credential and connection parameters of each message, or its error: all database reads.
+
+    Access tokens as well, which are got from their provider where they are about to expire.
+    """
     params: dict[Any, SessionParams] = {}
     for job in jobs:
         try:
             job.credential = credential = route(job.message)
             if credential.pk not in params:
-                params[credential.pk] = session_params(credential)
+                params[credential.pk] = session_params(credential, deadline)
             job.params = params[credential.pk]
         except Exception as error:
             job.error = error
 
 
-def session_params(credential: Credential) -> SessionParams:
+def session_params(credential: Credential, deadline: float | None = None) -> SessionParams:
     """How to connect for *credential*: the only way from the database to a connection.
 
     Raises ``WrongSite`` where the database is another site's, ``NoRoute`` where the server is
-    another tenant's, ``SecretError`` where a secret is missing or does not decrypt.
+    another tenant's, ``SecretError`` where a secret is missing or does not decrypt, and
+    ``OAuthError`` where an OAuth 2 provider gives no access token: then no password is tried.
     """
     marker.require_own(credential)
     require_own_server(credential)
@@ -206,18 +266,35 @@ def session_params(credential: Credential) -> SessionParams:
             f"Of the client certificate of {credential} and its private key only one is stored. "
             "Enter both in the admin."
         )
+    if credential.is_oauth:
+        login = {
+            "auth": "bearer",
+            "access_token": tokens.access_token(credential, deadline=deadline),
+            "grant": _grant(credential),
+        }
+    else:
+        login = {
+            "password": password if credential.uses_password else "",
+            "mechanism": credential.mechanism,
+        }
     return server_params(
         credential.server,
         credential_id=str(credential.pk),
         username=credential.username,
-        password=password if credential.uses_password else "",
         client_certificate=credential.client_certificate,
         client_key=key,
-        mechanism=credential.mechanism,
+        **login,
     )
 
 
-def server_params(server: MailServer, **identity: str) -> SessionParams:
+def _grant(credential: Credential) -> str:
+    """What the access tokens of *credential* stand for, whichever of them it is just now."""
+    client = credential.oauth_client
+    assert client is not None  # or there would be no token
+    return " ".join((credential.kind, credential.grant, client.token_url, client.client_id))
+
+
+def server_params(server: MailServer, **identity: Any) -> SessionParams:
     """How to connect to *server* as *identity*: ``credential_id``, and what it logs in with."""
     return SessionParams(
         host=server.host,

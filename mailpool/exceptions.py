@@ -17,10 +17,13 @@ __all__ = [
     "AmbiguousRoute",
     "BatchError",
     "ClientCertificateError",
+    "CredentialNeedsAttention",
     "DeliveryUnknown",
     "InvalidMessage",
     "MailpoolError",
     "NoRoute",
+    "OAuthError",
+    "OAuthUnavailable",
     "PoolTimeout",
     "RouteError",
     "SecretError",
@@ -65,6 +68,18 @@ class PoolTimeout(MailpoolError):
 
 class SecretError(MailpoolError):
     """A stored secret cannot be encrypted or decrypted. The text never contains the secret."""
+
+
+class OAuthError(MailpoolError):
+    """There is no access token for an OAuth 2 login. Nothing was sent, nor is a password tried."""
+
+
+class OAuthUnavailable(OAuthError):
+    """The provider can't be reached, or gives no token right now. Later it may."""
+
+
+class CredentialNeedsAttention(OAuthError):
+    """The provider has withdrawn its permission: the account has to be connected again."""
 
 
 class TooManyAttempts(MailpoolError):

@@ -20,6 +20,7 @@ from mailpool.certificates import validate_client_certificate, validate_pair
 from mailpool.changes import Audited, AuditedQuerySet
 from mailpool.exceptions import SecretError, ServerNotAllowed
 from mailpool.guard import Guard
+from mailpool.presets import preset
 from mailpool.validators import (
     is_loopback,
     literal_addresses,
@@ -28,6 +29,7 @@ from mailpool.validators import (
     validate_from_address,
     validate_full_address,
     validate_host,
+    validate_provider_url,
     validate_sender,
 )
 from mailpool.vault import EncryptedQuerySet, EncryptedTextField
@@ -342,9 +344,123 @@ class ScopeField(models.CharField):  # type: ignore[type-arg]
         return scope
 
 
-def _columns(secret: EncryptedTextField) -> set[str]:
-    """What is written together with *secret*."""
-    return {secret.attname, *filter(None, [secret.changed_at])}
+class OAuthClient(models.Model):
+    """This site as a provider's OAuth 2 client: what the provider calls an application."""
+
+    class Provider(models.TextChoices):
+        GOOGLE = "google", _("Google")
+        MICROSOFT = "microsoft", _("Microsoft 365")
+        MICROSOFT_APP = "microsoft_app", _("Microsoft 365, by the application itself (app-only)")
+        OTHER = "other", _("Another provider")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    name = models.CharField(
+        _("name"), max_length=100, unique=True, help_text=_("What operators call it.")
+    )
+    provider = models.CharField(
+        _("provider"),
+        max_length=20,
+        choices=Provider.choices,
+        default=Provider.OTHER,
+        help_text=_("Addresses and scopes that are left empty below are filled in for it."),
+    )
+    authorization_url = models.CharField(
+        _("authorization URL"),
+        max_length=500,
+        blank=True,
+        validators=[validate_provider_url],
+        help_text=_("Where people allow this site to send. App-only access needs none."),
+    )
+    token_url = models.CharField(
+        _("token URL"),
+        max_length=500,
+        blank=True,
+        validators=[validate_provider_url],
+        help_text=_(
+            "Where tokens come from. App-only at Microsoft 365: "
+            "https://login.microsoftonline.com/…/oauth2/v2.0/token with the directory (tenant) ID."
+        ),
+    )
+    scopes = models.CharField(
+        _("scopes"),
+        max_length=1000,
+        blank=True,
+        help_text=_("What permission is asked for; several are separated by blanks."),
+    )
+    client_id = models.CharField(_("client ID"), max_length=500)
+    client_secret = EncryptedTextField(
+        _("client secret"),
+        blank=True,
+        default="",
+        changed_at="client_secret_set_at",
+        # It is told to that address, and whoever changes it there does not get to know it.
+        bound_to=("token_url",),
+    )
+    client_secret_set_at = models.DateTimeField(
+        _("client secret set on"), null=True, blank=True, editable=False
+    )
+
+    objects = EncryptedQuerySet.as_manager()
+
+    class Meta:
+        base_manager_name = "objects"
+        ordering = ("name",)
+        verbose_name = _("OAuth client")
+        verbose_name_plural = _("OAuth clients")
+
+    def __str__(self) -> str:
+        return self.name
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Write the row; of an existing one the client secret only if it was set here."""
+        _leave_out_unset_secrets(self, kwargs)
+        super().save(*args, **kwargs)
+        # What kept the provider from giving tokens may be put right now.
+        paused = Credential.objects.filter(oauth_client=self, token_lease="")
+        models.QuerySet.update(paused, token_lease_until=None)
+
+    @property
+    def has_client_secret(self) -> bool:
+        """Whether a client secret is stored, or set to be; it is not decrypted to find out."""
+        return bool(_secret_field(self, "client_secret").is_set(self))
+
+    def clean(self) -> None:
+        known = preset(self.provider)
+        for name in ("authorization_url", "token_url", "scopes"):
+            value = getattr(self, name) or getattr(known, name)
+            setattr(self, name, " ".join(value.split()))
+        if not self.token_url:
+            raise ValidationError({"token_url": _("Enter the token URL.")})
+
+
+def _secret_field(row: models.Model, name: str) -> EncryptedTextField:
+    return cast("EncryptedTextField", row._meta.get_field(name))
+
+
+def _leave_out_unset_secrets(
+    row: models.Model, kwargs: dict[str, Any], also: Collection[str] = ()
+) -> None:
+    """Have ``save()`` write only those secrets of an existing row that were set on *row*.
+
+    Otherwise somebody who has held the instance for a while would put an old secret back, or
+    one under a key that was rotated out meanwhile. *also* are further fields to leave alone.
+    """
+    secrets = [found for found in row._meta.fields if isinstance(found, EncryptedTextField)]
+    fields = kwargs.get("update_fields")
+    if fields is not None:
+        named = set(fields)
+        for found in secrets:
+            if {found.name, found.attname} & named and found.changed_at:
+                named.add(found.changed_at)  # goes with it
+        kwargs["update_fields"] = named
+    elif not row._state.adding and not kwargs.get("force_insert"):
+        written = {field.attname for field in row._meta.concrete_fields}
+        written -= row.get_deferred_fields() | {row._meta.pk.attname}
+        written -= set(also)
+        for found in secrets:
+            if not found.is_pending(row):
+                written -= {found.attname, found.changed_at}
+        kwargs["update_fields"] = written
 
 
 class CredentialQuerySet(EncryptedQuerySet, AuditedQuerySet):  # type: ignore[override]
@@ -369,6 +485,28 @@ class SenderQuerySet(AuditedQuerySet):
 # an error and not the secret.
 _ENTERED_FOR = ("tenant_id", "server__host", "server__port", "server__security")
 
+_PROVIDER = ("oauth_client__token_url", "oauth_client__client_id")
+
+# Of an existing row these change with a new grant, and are otherwise the business of
+# ``oauth.tokens`` alone: somebody who saves an instance that is a minute old leaves them be.
+_TOKEN_STATE = {
+    "grant",
+    "access_token_expires_at",
+    "token_lease",
+    "token_lease_until",
+    "needs_attention",
+    "needs_attention_since",
+}
+
+
+# Stands in the place of a refresh token where there is none.
+APP_ONLY = "app-only"
+
+
+def new_grant() -> str:
+    """The name of a permission that a provider has given, or is about to give."""
+    return uuid.uuid4().hex
+
 
 class Credential(Audited):
     """One login at one mail server, of one tenant or of the site itself."""
@@ -383,6 +521,11 @@ class Credential(Audited):
         LOGIN = "LOGIN", "LOGIN"
         CRAM_MD5 = "CRAM-MD5", "CRAM-MD5"
         EXTERNAL = "EXTERNAL", _("EXTERNAL (the client certificate)")
+
+    class Kind(models.TextChoices):
+        PASSWORD = "password", _("Password")
+        AUTHORIZATION_CODE = "authorization_code", _("OAuth 2: somebody connects the account")
+        CLIENT_CREDENTIALS = "client_credentials", _("OAuth 2: the application itself (app-only)")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(
@@ -408,6 +551,7 @@ class Credential(Audited):
         blank=True,
         help_text=_("Empty: the server is used without a login."),
     )
+    kind = models.CharField(_("login"), max_length=20, choices=Kind.choices, default=Kind.PASSWORD)
     password = EncryptedTextField(
         _("password"),
         blank=True,
@@ -417,6 +561,42 @@ class Credential(Audited):
     )
     password_set_at = models.DateTimeField(
         _("password set on"), null=True, blank=True, editable=False
+    )
+    oauth_client = models.ForeignKey(
+        OAuthClient,
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="credentials",
+        verbose_name=_("OAuth client"),
+        help_text=_("Only for an OAuth 2 login."),
+    )
+    refresh_token = EncryptedTextField(
+        _("refresh token"),
+        blank=True,
+        default="",
+        editable=False,
+        changed_at="connected_at",
+        bound_to=(*_ENTERED_FOR, *_PROVIDER),
+    )
+    connected_at = models.DateTimeField(_("connected on"), null=True, blank=True, editable=False)
+    grant = models.CharField(max_length=32, default=new_grant, editable=False)
+    access_token = EncryptedTextField(
+        _("access token"),
+        blank=True,
+        default="",
+        editable=False,
+        changed_at="access_token_set_at",
+        bound_to=(*_ENTERED_FOR, *_PROVIDER, "kind", "grant"),
+    )
+    access_token_set_at = models.DateTimeField(null=True, blank=True, editable=False)
+    access_token_expires_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # Who is getting the next access token, until when at the most; without a name: nobody may.
+    token_lease = models.CharField(max_length=32, blank=True, default="", editable=False)
+    token_lease_until = models.DateTimeField(null=True, blank=True, editable=False)
+    needs_attention = models.TextField(_("needs attention"), blank=True, default="", editable=False)
+    needs_attention_since = models.DateTimeField(
+        _("needs attention since"), null=True, blank=True, editable=False
     )
     client_certificate = models.TextField(
         _("client certificate"),
@@ -502,6 +682,15 @@ class Credential(Audited):
                 violation_error_message=_("This tenant has this account at this server already."),
             ),
             models.CheckConstraint(
+                condition=models.Q(kind="password")
+                | models.Q(
+                    kind__in=["authorization_code", "client_credentials"],
+                    oauth_client__isnull=False,
+                ),
+                name="mailpool_credential_kind",
+                violation_error_message=_("Choose the OAuth client to log in with."),
+            ),
+            models.CheckConstraint(
                 condition=models.Q(
                     mechanism__in=["", "PLAIN", "LOGIN", "CRAM-MD5", "EXTERNAL"],
                 ),
@@ -519,33 +708,55 @@ class Credential(Audited):
         return f"{self.login_name} @ {self.server.name}"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Write the row; of an existing one a secret only if it was set on this instance.
+        """Write the row; of an existing one only those secrets that were set on this instance.
 
-        Otherwise somebody who has held the instance for a while would put an old one back, or one
-        under a key that was rotated out meanwhile.
+        A refresh token that is set begins a new grant; a new row may have app-only access.
         """
         is_new = self._state.adding or bool(kwargs.get("force_insert"))
+        if self.kind == self.Kind.CLIENT_CREDENTIALS and not self.is_connected and is_new:
+            self.allow_app_only()
+        begins = _secret_field(self, "refresh_token").is_pending(self)
+        if begins:
+            self._begin_grant()
+        kept = set() if begins else set(_TOKEN_STATE)
+        if _secret_field(self, "access_token").is_pending(self):
+            kept.discard("access_token_expires_at")
+        _leave_out_unset_secrets(self, kwargs, also=kept)
         fields = kwargs.get("update_fields")
-        kept = [secret for secret in self._secret_fields if not secret.is_pending(self)]
-        if fields is None and not is_new and kept:
-            loaded = {field.attname for field in self._meta.concrete_fields}
-            loaded -= self.get_deferred_fields() | {self._meta.pk.attname}
-            fields = loaded - {name for secret in kept for name in _columns(secret)}
         if fields is not None:
-            # Each of these goes with a column that is derived from it.
-            fields = set(fields)
-            for secret in self._secret_fields:
-                if fields & {secret.name, secret.attname}:
-                    fields.update(_columns(secret))
             if fields & {"tenant", "tenant_id"}:
-                fields.add("scope")
-            kwargs["update_fields"] = fields
+                fields.add("scope")  # is derived from it
+            if fields & {"refresh_token", "refresh_token_ciphertext"}:
+                fields |= {*_TOKEN_STATE, "access_token", "access_token_set_at"}
         moves = not is_new and (fields is None or "scope" in fields)
         with transaction.atomic():
             super().save(*args, **kwargs)
             if moves:
                 scope = self.get_scope()
                 models.QuerySet.update(self.senders.exclude(scope=scope), scope=scope)
+
+    def _begin_grant(self) -> None:
+        """Another permission of the provider's: what belongs to the last one is over."""
+        self.grant = new_grant()
+        self.needs_attention, self.needs_attention_since = "", None
+        # Whoever is refreshing the last one's tokens at this moment has lost the lease.
+        self.token_lease, self.token_lease_until = "", None
+        if not _secret_field(self, "access_token").is_pending(self):
+            self.access_token = ""
+            self.access_token_expires_at = None
+
+    def allow_app_only(self) -> None:
+        """Let app-only access be for the present tenant, server and OAuth client, once saved.
+
+        There is no secret of the account's own that could be bound to these, so a mark stands in
+        its place: whoever redirects the account by an edit or by SQL gets no token sent there.
+        """
+        self.refresh_token = APP_ONLY
+
+    @property
+    def is_oauth(self) -> bool:
+        """Whether it logs in with access tokens, and never with a password."""
+        return self.kind != self.Kind.PASSWORD
 
     @classmethod
     def describe(cls, found: Sequence[changes.Change]) -> list[AuditEntry]:
@@ -559,27 +770,25 @@ class Credential(Audited):
         return str(self.username or _("no login"))
 
     @property
-    def _secret_fields(self) -> list[EncryptedTextField]:
-        return [field for field in self._meta.fields if isinstance(field, EncryptedTextField)]
-
-    def _has(self, name: str) -> bool:
-        field = cast("EncryptedTextField", self._meta.get_field(name))
-        return field.is_set(self)
-
-    @property
     def has_password(self) -> bool:
         """Whether a password is stored, or set to be; it is not decrypted to find out."""
-        return self._has("password")
+        return bool(_secret_field(self, "password").is_set(self))
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is what access tokens are got with; it is not decrypted to find out."""
+        return bool(_secret_field(self, "refresh_token").is_set(self))
 
     @property
     def has_client_key(self) -> bool:
         """The same of the client certificate's private key."""
-        return self._has("client_key")
+        return bool(_secret_field(self, "client_key").is_set(self))
 
     @property
     def uses_password(self) -> bool:
         """Whether it logs in by password."""
-        return bool(self.username) and self.mechanism != self.Mechanism.EXTERNAL
+        external = self.mechanism == self.Mechanism.EXTERNAL
+        return bool(self.username) and not external and not self.is_oauth
 
     @property
     def rewrites_from(self) -> bool:
@@ -627,7 +836,9 @@ class Credential(Audited):
         # A missing server is reported by its own field; one that the same form is about to save
         # has no key yet.
         server = self._known_server()
-        if self.uses_password and not self.has_password:
+        if self.is_oauth:
+            self._clean_oauth()
+        elif self.uses_password and not self.has_password:
             raise ValidationError({"password": _("Enter the password of this account.")})
         if self.has_password and not self.username:
             raise ValidationError({"username": _("A password needs a username.")})
@@ -656,6 +867,28 @@ class Credential(Audited):
                 raise ValidationError(
                     {"tenant": _("That tenant has one of this credential's senders already.")}
                 )
+
+    def _clean_oauth(self) -> None:
+        """What an OAuth 2 login needs; that somebody connects it comes afterwards."""
+        client = self.oauth_client
+        if client is None:
+            raise ValidationError({"oauth_client": _("Choose the OAuth client to log in with.")})
+        if not self.username:
+            raise ValidationError({"username": _("Enter the mailbox that sends.")})
+        if self.mechanism:
+            raise ValidationError({"mechanism": _("Leave it automatic for an OAuth 2 login.")})
+        if self.has_password:
+            raise ValidationError(
+                _("An OAuth 2 login has no password. Remove it, or choose to log in with it.")
+            )
+        if self.kind == self.Kind.CLIENT_CREDENTIALS and not client.has_client_secret:
+            raise ValidationError(
+                {"oauth_client": _("App-only access needs an OAuth client with a client secret.")}
+            )
+        if self.kind == self.Kind.AUTHORIZATION_CODE and not client.authorization_url:
+            raise ValidationError(
+                {"oauth_client": _("To connect an account it needs an authorization URL.")}
+            )
 
     def _clean_certificate(self, server: MailServer | None) -> None:
         if self.mechanism == self.Mechanism.EXTERNAL and not self.client_certificate:

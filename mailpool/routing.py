@@ -115,7 +115,7 @@ class Router:
         # One query, with a row for each sender: what it costs is paid for every single message.
         rows = (
             Credential.objects.filter(lookup)
-            .select_related("server", "tenant")
+            .select_related("server", "tenant", "oauth_client")
             .annotate(sender_address=F("senders__address"))
             .order_by()
         )

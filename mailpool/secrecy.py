@@ -34,7 +34,7 @@ class SubmittedSecretsFilter(SafeExceptionReporterFilter):
 
 
 def _is_secret(name: str) -> bool:
-    return any(word in name.lower() for word in ("password", "client_key"))
+    return any(word in name.lower() for word in ("password", "secret", "client_key"))
 
 
 def _submitted(request: HttpRequest | None) -> list[str]:

@@ -23,7 +23,10 @@ from django.test.utils import _TestState, override_settings
 
 from mailpool import backends, conf
 from mailpool.delivery import Job, Terms
+from mailpool.exceptions import CredentialNeedsAttention
 from mailpool.models import Credential, MailServer
+from mailpool.oauth import tokens
+from mailpool.secret import Secret
 from mailpool.smtp import Envelope, Receipt, Transmitter
 
 __all__ = ["CapturedMessage", "EmailBackend", "Outbox", "capture"]
@@ -90,15 +93,28 @@ def capture() -> Iterator[Outbox]:
     """Send all mail inside the block into a list, after it was routed and rendered for real.
 
     Errors are real as well: a message without a route raises ``NoRoute``. Credentials come from
-    the test's database and their secrets are decrypted, so an encryption key has to be set.
+    the test's database and their secrets are decrypted, so an encryption key has to be set. No
+    OAuth 2 provider is asked: an account that is connected counts as logged in.
     """
     outbox = Outbox()
     _outboxes.append(outbox)
     try:
         with override_settings(**_settings()):
+            tokens.access_token = _token
             yield outbox
     finally:
         _outboxes.pop()
+        if not _outboxes:  # blocks may end in another order than they began
+            tokens.access_token = _access_token
+
+
+_access_token = tokens.access_token
+
+
+def _token(credential: Credential, *, refused: str = "", deadline: float | None = None) -> Secret:
+    if credential.needs_attention or not credential.is_connected:
+        raise CredentialNeedsAttention(credential.needs_attention or "It is not connected.")
+    return Secret("captured")
 
 
 def _settings() -> dict[str, Any]:

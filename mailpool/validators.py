@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import ssl
+from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
 from django.utils.encoding import punycode
@@ -49,6 +50,19 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.rstrip(".").lower() == "localhost"
+
+
+def validate_provider_url(value: str) -> None:
+    """An address of an OAuth 2 provider: https, or http on this very machine."""
+    try:
+        url = urlsplit(value)
+        host, _port = url.hostname or "", url.port
+    except ValueError:
+        host = ""
+    if not host or url.username is not None or url.fragment or not value.isprintable():
+        raise ValidationError(_("Enter an address such as https://login.example.com/token."))
+    if url.scheme != "https" and not (url.scheme == "http" and is_loopback(host)):
+        raise ValidationError(_("Enter an address that begins with https://."))
 
 
 def literal_addresses(host: str) -> list[str]:

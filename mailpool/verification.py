@@ -22,10 +22,13 @@ from mailpool import audit, delivery
 from mailpool.addresses import parse_mailbox
 from mailpool.exceptions import (
     ClientCertificateError,
+    CredentialNeedsAttention,
     DeliveryUnknown,
     InvalidMessage,
     MailpoolError,
     NoRoute,
+    OAuthError,
+    OAuthUnavailable,
     PoolTimeout,
     RouteError,
     SecretError,
@@ -33,6 +36,7 @@ from mailpool.exceptions import (
     WrongSite,
 )
 from mailpool.models import Credential, MailServer
+from mailpool.oauth import tokens
 from mailpool.routing import require_own_server
 from mailpool.smtp import Handshake, Session, SessionParams
 
@@ -98,6 +102,7 @@ def _titles() -> dict[str, str]:
     return {
         "owner": _("Check whose server it is"),
         "secret": _("Decrypt the password"),
+        "token": _("Get an access token"),
         "key": _("Decrypt the private key"),
         "reach": _("Reach the server"),
         "resolve": _("Find the host"),
@@ -173,21 +178,37 @@ def verify_credential(
     bounces = credential.bounce_address
     sender = parse_mailbox(bounces).addr_spec if bounces else own
     target = _full_address(recipient) if recipient else own
-    report = _verify(
-        lambda: delivery.session_params(credential),
-        credential.server,
-        sender,
-        target,
-        credential,
-        seconds=seconds,
-        reach=reach,
-    )
+
+    def verify() -> Report:
+        return _verify(
+            lambda: delivery.session_params(credential),
+            credential.server,
+            sender,
+            target,
+            credential,
+            seconds=seconds,
+            reach=reach,
+        )
+
+    report = verify()
+    if report.failure and report.failure.key == "auth" and _renew_token(credential):
+        report = verify()
     if report.ok:
         delivery.get_pool().forgive(str(credential.pk))
     with translation.override(None):  # the record has one language
         outcome = f"failed: {_titles()[report.failure.key]}" if report.failure else "ok"
     audit.note(audit.Action.VERIFIED, credential, outcome, only_news=True)
     return report
+
+
+def _renew_token(credential: Credential) -> bool:
+    """After a refused login: whether there is another access token to try, as when mail is sent."""
+    if not credential.is_oauth or tokens.is_young(credential):
+        return False
+    try:
+        return bool(tokens.access_token(credential, refused=credential.access_token))
+    except MailpoolError:
+        return True  # which the next verification will say
 
 
 def _verify(
@@ -209,14 +230,15 @@ def _verify(
     report.steps.clear()  # worth a word only if it fails
     made: list[SessionParams] = []
 
-    def decrypt() -> str:
+    def get_secret() -> str:
         made.append(make_params())
         return ""
 
     only_key = credential and credential.has_client_key and not credential.uses_password
-    if not _run(report, "key" if only_key else "secret", decrypt):
+    key = "token" if credential and credential.is_oauth else "key" if only_key else "secret"
+    if not _run(report, key, get_secret):
         return report
-    if not made[0].password and not made[0].client_key:
+    if not (made[0].password or made[0].access_token or made[0].client_key):
         report.steps.clear()  # there was nothing to decrypt
     handshake = Handshake(made[0], deadline=reached)
     for name, step in handshake.steps():
@@ -385,6 +407,12 @@ def _advice() -> list[tuple[type[Exception] | tuple[type[Exception], ...], str]]
                 "the key provider failed, see to that."
             ),
         ),
+        (CredentialNeedsAttention, _("Open the credential in the admin and connect the account.")),
+        (
+            OAuthUnavailable,
+            _("Try again later. If it stays like that: does this machine reach the token URL?"),
+        ),
+        (OAuthError, _("Compare the OAuth client's settings with those at the provider.")),
         (
             NoRoute,
             _("Enter or activate a credential of the tenant (or of the site), and its server."),
@@ -440,9 +468,9 @@ def _advice() -> list[tuple[type[Exception] | tuple[type[Exception], ...], str]]
         (
             smtplib.SMTPAuthenticationError,
             _(
-                "Check username and password. Many providers want an app password here, or have "
-                "to allow SMTP for the account first. A login by client certificate has to be "
-                "known to the server."
+                "Check username and password. Many providers want an app password or an OAuth 2 "
+                "login here, or have to allow SMTP for the account first. A login by client "
+                "certificate has to be known to the server."
             ),
         ),
         (

@@ -84,8 +84,8 @@ def test_creation_says_what_was_entered():
     assert entries() == [
         (
             "created",
-            "tenant: bob; mail server: Main; username: bob; password: set; if From is not among "
-            "the senders: refuse; priority: 10; active: yes",
+            "tenant: bob; mail server: Main; username: bob; login: password; password: set; if "
+            "From is not among the senders: refuse; priority: 10; active: yes",
         )
     ]
     entry = last()

@@ -21,6 +21,7 @@ from mailpool import certificates, conf
 from mailpool.admin.acting import RecordedAdmin
 from mailpool.admin.actions import set_field
 from mailpool.admin.audit import TrailLink
+from mailpool.admin.connect import ConnectPage
 from mailpool.admin.secrecy import SecretiveAdmin, SecretSubmissions
 from mailpool.admin.verify import CredentialVerification
 from mailpool.exceptions import InvalidMessage, SecretError
@@ -35,6 +36,8 @@ LIST_AT_MOST = 50
 
 def trouble(credential: Credential) -> tuple[str, str]:
     """What is wrong with what is stored, in two words and in a sentence; empty if nothing is."""
+    if credential.is_oauth and (found := _oauth_trouble(credential)):
+        return found
     if credential.uses_password and not credential.has_password:
         return gettext("no password"), gettext("No password is stored.")
     if credential.client_certificate and not credential.has_client_key:
@@ -56,10 +59,32 @@ def attention(credential: Credential) -> str:
     return trouble(credential)[1]
 
 
+def _oauth_trouble(credential: Credential) -> tuple[str, str] | None:
+    if credential.needs_attention:
+        return gettext("connect again"), credential.needs_attention
+    if not credential.is_connected:
+        text = gettext("The account is not connected. Choose “Connect account”.")
+        if credential.kind == Credential.Kind.CLIENT_CREDENTIALS:
+            text = gettext("The application has no access. Save the account to give it.")
+        return gettext("not connected"), text
+    try:
+        credential.refresh_token  # noqa: B018
+        credential.oauth_client.client_secret  # type: ignore[union-attr]  # noqa: B018
+    except SecretError as error:
+        return gettext("does not decrypt"), str(error)
+    return None
+
+
+_APP_ONLY_IS_FOR = {"kind", "oauth_client", "tenant", "server", "username"}
+
+
 class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
     """Takes secrets and never shows one: an empty input means that the stored one stays."""
 
     password = SecretFormField(label=_("Password"), required=False)
+
+    # Whether whoever fills it in may give app-only access; the admin says so.
+    may_use_application = False
 
     class Meta:
         model = Credential
@@ -73,16 +98,23 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
             self.fields["username"].widget.attrs["autocomplete"] = "off"
         if "password" in self.fields:
             self.fields["password"].help_text = self._about_password()
+        if "kind" in self.fields:
+            self.fields["kind"].required = False  # left out: as it is
         if "client_key" in self.fields:
             self.fields["client_key"].help_text = self._about_key()
 
     def _about_password(self) -> str:
         when = self.instance.password_set_at
+        if self.instance.is_oauth:
+            return gettext("Only to log in with a password from now on.")
         if not self.instance.has_password:
             return gettext("Not set. It is stored encrypted and never shown again.")
         if when is None:
             return gettext("Set. Leave empty to keep it.")
         return gettext("Set on %(when)s. Leave empty to keep it.") % {"when": _minute(when)}
+
+    def clean_kind(self) -> str:
+        return str(self.cleaned_data["kind"] or self.instance.kind)
 
     def _about_key(self) -> str:
         if not self.instance.has_client_key:
@@ -101,6 +133,7 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
                     self.add_error(name, str(error))
         if cleaned is not None:
             self._clean_certificate(cleaned)
+            self._drop_secrets_of_no_use(cleaned)
         if cleaned is not None and not cleaned.get("password"):
             # Without a login there is nothing that a password could be for.
             if not cleaned.get("username"):
@@ -125,6 +158,28 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
                 _("Enter the private key again: the stored one is for the account as it was.")
                 if here
                 else _("Move it on its own page: the private key has to be entered again."),
+            )
+
+    def _drop_secrets_of_no_use(self, cleaned: dict[str, Any]) -> None:
+        """What another kind of login was made with is not kept."""
+        kind = cleaned.get("kind", self.instance.kind)
+        if kind != Credential.Kind.PASSWORD and not cleaned.get("password"):
+            self.instance.password = ""
+        if "kind" in self.changed_data and self.instance.is_connected:
+            self.instance.refresh_token = ""
+        if kind == Credential.Kind.CLIENT_CREDENTIALS:
+            self._check_app_only()
+
+    def _check_app_only(self) -> None:
+        """Whoever may have such an account may send as any mailbox that the application may."""
+        if self.instance.is_connected and _APP_ONLY_IS_FOR.isdisjoint(self.changed_data):
+            return
+        if self.may_use_application:
+            self.instance.allow_app_only()
+        else:
+            self.add_error(
+                None,
+                _("App-only access is given by those who may change OAuth clients."),
             )
 
     def _goes_elsewhere(self, secret: str) -> bool:
@@ -261,7 +316,7 @@ class TenantAdminMixin(RecordedAdmin, SecretSubmissions):
 
 
 @admin.register(Credential)
-class CredentialAdmin(CredentialVerification, TrailLink, SecretiveAdmin):
+class CredentialAdmin(CredentialVerification, ConnectPage, TrailLink, SecretiveAdmin):
     """A credential with its senders."""
 
     form = CredentialForm
@@ -269,18 +324,19 @@ class CredentialAdmin(CredentialVerification, TrailLink, SecretiveAdmin):
     list_display = ("account", "tenant", "server", "problem", "is_active", "priority")
     ordering = ("username", "pk")
     list_filter = ("is_active", "server")
-    list_select_related = ("server", "tenant")
+    list_select_related = ("server", "tenant", "oauth_client")
     list_per_page = 50
     search_fields = ("username", "default_from", "senders__address", "server__name")
     search_help_text = _("Finds usernames, senders, servers and tenants.")
-    readonly_fields = ("stored_password", "stored_key", "attention")
+    readonly_fields = ("stored_password", "stored_key", "connection", "attention")
     actions = ("activate", "deactivate")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         may_change = (
             self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
         )
-        login = ["username", "password" if may_change else "stored_password"]
+        login = ["username", "kind", "password" if may_change else "stored_password"]
+        login += ["oauth_client", *(["connection"] if obj and obj.is_oauth else [])]
         if obj and attention(obj):
             login.append("attention")
         key = "client_key" if may_change else "stored_key"
@@ -307,6 +363,11 @@ class CredentialAdmin(CredentialVerification, TrailLink, SecretiveAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return self.readonly_fields
 
+    def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        form: Any = super().get_form(request, *args, **kwargs)
+        form.may_use_application = request.user.has_perm("mailpool.change_oauthclient")
+        return form
+
     def get_autocomplete_fields(self, request: HttpRequest) -> tuple[str, ...]:
         return choose_by_typing(request, self.admin_site)
 
@@ -324,6 +385,16 @@ class CredentialAdmin(CredentialVerification, TrailLink, SecretiveAdmin):
             return gettext("Not set")
         when = credential.password_set_at
         return gettext("Set on %(when)s") % {"when": _minute(when) if when else "-"}
+
+    @admin.display(description=_("connection"))
+    def connection(self, credential: Credential) -> str:
+        """Since when this site may send with the account."""
+        if not credential.is_connected:
+            return gettext("Not connected")
+        if credential.kind == Credential.Kind.CLIENT_CREDENTIALS:
+            return gettext("By the application itself: nobody has to connect the account.")
+        when = credential.connected_at
+        return gettext("Connected on %(when)s") % {"when": _minute(when) if when else "-"}
 
     @admin.display(description=_("private key of the client certificate"))
     def stored_key(self, credential: Credential) -> str:

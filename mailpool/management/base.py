@@ -68,7 +68,9 @@ def add_choice(parser: CommandParser) -> None:
 
 def chosen_credentials(options: dict[str, Any]) -> QuerySet[Credential]:
     """The credentials that the options choose, with server, tenant and senders."""
-    credentials = Credential.objects.select_related("server", "tenant").prefetch_related("senders")
+    credentials = Credential.objects.select_related(
+        "server", "tenant", "oauth_client"
+    ).prefetch_related("senders")
     if options.get("tenant") is not None:
         credentials = credentials.filter(tenant=find_tenant(options["tenant"]))
     if options.get("server") is not None:

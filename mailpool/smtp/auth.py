@@ -5,12 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import json
+import re
 from collections.abc import Callable, Iterator
 from smtplib import SMTPServerDisconnected
+from typing import TYPE_CHECKING
 
 from mailpool.secret import Secret, SecretBytes
 from mailpool.smtp.reply import Reply
 from mailpool.smtp.wire import NotSMTP
+
+if TYPE_CHECKING:
+    from mailpool.smtp.params import SessionParams
 
 # In order of preference. PLAIN costs one round trip; a password is only ever sent over TLS or to
 # this very machine, which the session sees to before it comes here. What CRAM-MD5 hides from the
@@ -18,6 +24,21 @@ from mailpool.smtp.wire import NotSMTP
 PASSWORD_MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
 EXTERNAL = "EXTERNAL"  # by the client certificate, RFC 4422
 MECHANISMS = (*PASSWORD_MECHANISMS, EXTERNAL)
+# The standard (RFC 7628) before what Google and Microsoft had until then.
+BEARER_MECHANISMS = ("OAUTHBEARER", "XOAUTH2")
+
+# What is said to the error that a bearer mechanism reports in a challenge, so that the server
+# goes on to refuse: RFC 7628 has a byte for it, in base64, and XOAUTH2 an empty line.
+_GO_ON = {"OAUTHBEARER": b"AQ==", "XOAUTH2": b""}
+
+# RFC 5321 §4.5.3.1.4; RFC 4954 has what does not fit said in answer to a challenge, in a line of
+# any length. Some servers refuse it otherwise, and access tokens are long.
+_LONGEST_COMMAND = 512
+
+# Shorter pieces of a secret than this are not looked for: they may be any word.
+_TELLTALE = 16
+
+Command = Callable[[bytes], Reply]
 
 
 def _base64(data: bytes) -> SecretBytes:
@@ -53,35 +74,29 @@ _ANSWERS = {"PLAIN": _plain, "LOGIN": _login, "CRAM-MD5": _cram_md5, EXTERNAL: _
 _SPEAKS_FIRST = {"PLAIN", EXTERNAL}
 
 
-def authenticate(
-    command: Callable[[bytes], Reply], mechanism: str, username: str, password: Secret
-) -> Reply:
+def authenticate(command: Command, mechanism: str, params: SessionParams) -> Reply:
     """Go through *mechanism* with *command*, which sends a line and returns the reply.
 
     Returns the last reply: 235 is success, anything else is not. What the server says here may
     repeat what it was sent, so nothing of that goes any further, into errors least of all.
     """
+    secrets = _sent(mechanism, params)
     try:
-        reply = _exchange(command, mechanism, username, password)
+        if mechanism in BEARER_MECHANISMS:
+            reply = _bearer(command, mechanism, params)
+        else:
+            reply = _exchange(command, mechanism, params.username, Secret(params.password))
     except NotSMTP:
         raise NotSMTP("The server answered AUTH with something that is not SMTP.") from None
     except SMTPServerDisconnected as error:
         raise SMTPServerDisconnected(*error.args) from None  # without the frames that read it
-    hidden = (_redact(line, username, password) for line in reply.lines)
-    return Reply(reply.code, tuple(hidden))
+    return Reply(reply.code, tuple(_redact(line, secrets) for line in reply.lines))
 
 
-def _exchange(
-    command: Callable[[bytes], Reply], mechanism: str, username: str, password: Secret
-) -> Reply:
+def _exchange(command: Command, mechanism: str, username: str, password: Secret) -> Reply:
     answers = _ANSWERS[mechanism](username, password)
     if mechanism in _SPEAKS_FIRST:
-        first = _base64(next(answers)(b""))
-        # RFC 4954: "=" is a first response that is there and empty.
-        reply = command(SecretBytes(b"AUTH %b %b" % (mechanism.encode(), first or b"=")))
-        if reply.code == 334:  # a server that overlooks the initial response
-            reply = command(first)
-        return reply
+        return _at_once(command, mechanism, _base64(next(answers)(b"")))
     reply = command(b"AUTH " + mechanism.encode())
     for answer in answers:
         if reply.code != 334:
@@ -90,11 +105,74 @@ def _exchange(
     return reply
 
 
-def _redact(text: bytes, username: str, password: Secret) -> bytes:
-    """*text* without the password, in any form that it was sent in."""
-    if not password:
-        return text
-    plain = b"\0%b\0%b" % (username.encode(), password.encode())
-    for secret in (password.encode(), _base64(plain), _base64(password.encode())):
+def _at_once(command: Command, mechanism: str, first: SecretBytes) -> Reply:
+    """Say *first* along with AUTH, where it fits and the server does not overlook it."""
+    # RFC 4954: "=" is a first response that is there and empty.
+    line = SecretBytes(b"AUTH %b %b" % (mechanism.encode(), first or b"="))
+    if len(line) + 2 > _LONGEST_COMMAND:
+        reply = command(b"AUTH " + mechanism.encode())
+        return command(first) if reply.code == 334 else reply
+    reply = command(line)
+    # A challenge with something in it is how a bearer mechanism reports an error.
+    if reply.code == 334 and (mechanism in _SPEAKS_FIRST or not reply.lines[-1].strip()):
+        reply = command(first)
+    return reply
+
+
+def _bearer(command: Command, mechanism: str, params: SessionParams) -> Reply:
+    reply = _at_once(command, mechanism, _base64(_bearer_message(mechanism, params)))
+    if reply.code != 334:
+        return reply
+    status = _status(reply.lines[-1])
+    reply = command(_GO_ON[mechanism])
+    if reply.code == 334:  # it neither refuses nor accepts; "*" ends any mechanism
+        reply = command(b"*")
+    if status and reply.code != 235:
+        reply = Reply(reply.code, (*reply.lines, b"(status of the token: %b)" % status))
+    return reply
+
+
+def _bearer_message(mechanism: str, params: SessionParams) -> SecretBytes:
+    token, user = params.access_token, params.username
+    if "\1" in token or "\1" in user:
+        raise ValueError("There is a control character in the username or the access token.")
+    if mechanism == "XOAUTH2":
+        return SecretBytes(f"user={user}\1auth=Bearer {token}\1\1".encode())
+    user = user.replace("=", "=3D").replace(",", "=2C")
+    where = f"host={params.host}\1port={params.port}"
+    return SecretBytes(f"n,a={user},\1{where}\1auth=Bearer {token}\1\1".encode())
+
+
+def _status(challenge: bytes) -> bytes:
+    """What the error of a bearer mechanism, JSON in base64, calls it; empty if it can't be read."""
+    try:
+        found = json.loads(base64.b64decode(challenge, validate=True))
+        text = str(found["status"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return b""
+    return re.sub(rb"[^ -~]", b"?", text.encode("ascii", "replace"))[:100]
+
+
+def _sent(mechanism: str, params: SessionParams) -> list[SecretBytes]:
+    """The secret of *params* in every form that it is sent in."""
+    if not (params.access_token or params.password):
+        return []
+    secret = SecretBytes((params.access_token or params.password).encode())
+    if mechanism in BEARER_MECHANISMS:
+        message = _bearer_message(mechanism, params)
+    else:
+        message = SecretBytes(b"\0%b\0%b" % (params.username.encode(), secret))
+    return [secret, _base64(message), _base64(secret)]
+
+
+def _redact(text: bytes, secrets: list[SecretBytes]) -> bytes:
+    """*text* without the secret, in any form that it was sent in, or a long part of that."""
+
+    def hide(found: re.Match[bytes]) -> bytes:
+        word: bytes = found[0]
+        return b"(hidden)" if any(secret.find(word) >= 0 for secret in secrets) else word
+
+    for secret in secrets:
         text = text.replace(secret, b"(hidden)")
-    return text
+    # A long token may be repeated up to where a line of the server's ends.
+    return re.sub(rb"[\w.~+/=-]{%d,}" % _TELLTALE, hide, text)

@@ -325,9 +325,10 @@ class Handshake:
 
     def _login(self) -> str:
         params = self.params
-        if params.password and not self.wire.tls and not self._peer_is_this_machine():
+        secret = "access token" if params.access_token else "password" if params.password else ""
+        if secret and not self.wire.tls and not self._peer_is_this_machine():
             raise SMTPNotSupportedError(
-                f"The password is not sent to {params.address} in clear text. Choose STARTTLS or "
+                f"The {secret} is not sent to {params.address} in clear text. Choose STARTTLS or "
                 "implicit TLS for this server."
             )
         offered = self.features.get("AUTH", "").upper().split()
@@ -341,9 +342,8 @@ class Handshake:
                 f"{params.address} offers {what} here; {who} in by {', '.join(params.mechanisms)}."
                 " Nothing secret was sent."
             )
-        password = Secret(params.password)
         for mechanism in usable:
-            reply = authenticate(self._command, mechanism, params.username, password)
+            reply = authenticate(self._command, mechanism, params)
             if reply.code == 235:
                 self.mechanism = mechanism
                 who = f" as {params.username}" if params.username else ""

@@ -7,10 +7,12 @@ from typing import Literal, NamedTuple
 
 from mailpool.guard import Guard
 from mailpool.secret import Secret
-from mailpool.smtp.auth import EXTERNAL, MECHANISMS, PASSWORD_MECHANISMS
+from mailpool.smtp.auth import BEARER_MECHANISMS, EXTERNAL, MECHANISMS, PASSWORD_MECHANISMS
 
 Security = Literal["starttls", "tls", "plain"]
 SECURITIES: tuple[Security, ...] = ("starttls", "tls", "plain")
+
+Auth = Literal["password", "bearer"]
 
 
 class Timeouts(NamedTuple):
@@ -28,7 +30,8 @@ class SessionParams:
 
     A session is opened from this value and from nothing else, and is only ever handed to a
     caller whose own value is equal: so two callers that differ in anything that can change a
-    connection, password and credential id included, can't share one.
+    connection, password and credential id included, can't share one. Of an OAuth 2 login it is
+    the grant that counts, and not which of its short-lived tokens a session was opened with.
 
     Times are seconds. ``repr`` does not show the secrets, and the value can't be pickled.
     """
@@ -43,6 +46,15 @@ class SessionParams:
     """Empty: no login is attempted."""
 
     password: str = field(default="", repr=False)
+    auth: Auth = "password"
+    """How to log in. ``bearer``: with an OAuth 2 access token, and never with a password."""
+
+    grant: str = ""
+    """Which permission the access token stands for. A new grant is another key."""
+
+    access_token: str = field(default="", repr=False, compare=False)
+    """Not in the key, so that a session goes on when the token it was opened with is replaced."""
+
     ca_certificate: str = field(default="", repr=False)
     """PEM; empty for the system's authorities."""
 
@@ -93,9 +105,17 @@ class SessionParams:
             raise ValueError(f"security must be one of {', '.join(SECURITIES)}.")
         if not self.host or not 1 <= self.port <= 65535:
             raise ValueError("a session needs a host and a port from 1 to 65535.")
+        if self.auth == "bearer":
+            if not (self.username and self.grant and self.access_token) or self.password:
+                raise ValueError("a bearer login is a username, a grant and an access token.")
+        elif self.auth != "password" or self.grant or self.access_token:
+            raise ValueError("auth must be password, or bearer with a grant and an access token.")
         if self.mechanism and self.mechanism not in MECHANISMS:
             raise ValueError(f"mechanism must be empty or one of {', '.join(MECHANISMS)}.")
-        if self.mechanism == EXTERNAL:
+        if self.auth == "bearer":
+            if self.mechanism:
+                raise ValueError("an access token has mechanisms of its own.")
+        elif self.mechanism == EXTERNAL:
             if self.password or not self.client_certificate:
                 raise ValueError("EXTERNAL logs in by a client certificate, without a password.")
         elif bool(self.username) != bool(self.password):
@@ -108,6 +128,7 @@ class SessionParams:
             raise ValueError("a client certificate needs TLS.")
         # Frozen, and still hidden from every traceback that shows this object's fields.
         object.__setattr__(self, "password", Secret(self.password))
+        object.__setattr__(self, "access_token", Secret(self.access_token))
         object.__setattr__(self, "client_key", Secret(self.client_key))
 
     @property
@@ -115,6 +136,8 @@ class SessionParams:
         """The ways to log in that may be used, best first; none where there is no login."""
         if self.mechanism:
             return (self.mechanism,)
+        if self.auth == "bearer":
+            return BEARER_MECHANISMS
         if self.username:
             return PASSWORD_MECHANISMS
         return (EXTERNAL,) if self.client_certificate else ()

@@ -14,19 +14,23 @@ CAPACITY = 10_000
 class RefusedLogins:
     """Remembers refusals by the whole key, so that a changed password is tried at once.
 
+    So is another access token, which is not in the key.
+
     *clock* is monotonic. Not thread-safe: the pool calls it under its lock.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._until: OrderedDict[SessionParams, tuple[float, int, bytes]] = OrderedDict()
+        self._until: OrderedDict[SessionParams, tuple[float, int, bytes, str]] = OrderedDict()
 
     def check(self, params: SessionParams) -> None:
         """Raise ``SMTPAuthenticationError`` if *params* was refused and its pause is not over."""
         refused = self._until.get(params)
         if refused is None:
             return
-        until, code, message = refused
+        until, code, message, token = refused
+        if token != params.access_token:
+            return
         if self._clock() >= until:
             del self._until[params]
             return
@@ -39,7 +43,8 @@ class RefusedLogins:
             return
         message = error.smtp_error
         text = message if isinstance(message, bytes) else message.encode()
-        self._until[params] = (self._clock() + pause, error.smtp_code, text)
+        until = self._clock() + pause
+        self._until[params] = (until, error.smtp_code, text, params.access_token)
         while len(self._until) > CAPACITY:
             self._until.popitem(last=False)
 

@@ -98,6 +98,8 @@ def _value(instance: Any, lookup: str) -> str | None:
     *path, name = lookup.split("__")
     for step in path:
         instance = getattr(instance, step)
+        if instance is None:  # a relation that leads nowhere
+            return None
     field = instance._meta.get_field(name)
     value = getattr(instance, name)
     # A key may have been given as text, and a port.

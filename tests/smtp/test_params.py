@@ -33,10 +33,18 @@ OTHERS = {
     "final_timeout": 6.0,
     "single_flight": True,
     "guard": Guard(),
+    "auth": "bearer",
+    "grant": "another",
+    "access_token": "another",
     "client_certificate": "Certificate",
     "client_key": "Key",
     "mechanism": "LOGIN",
 }
+
+# What only goes together: the values that a field is varied with, and from which.
+BEARER = {"auth": "bearer", "grant": "a grant", "access_token": "token", "password": ""}
+TOGETHER = {"auth": ({}, BEARER), "grant": (BEARER, {"grant": "another"})}
+NOT_IN_THE_KEY = {"access_token"}
 
 
 @pytest.fixture
@@ -83,14 +91,16 @@ def test_every_field_is_varied():
     assert set(OTHERS) == {field.name for field in fields(SessionParams)}
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(SessionParams)])
+@pytest.mark.parametrize("name", sorted(OTHERS.keys() - NOT_IN_THE_KEY))
 def test_each_field_makes_another_session(base, name):
+    before, after = TOGETHER.get(name, ({}, {name: OTHERS[name]}))
+    base = replace(base, **before)
     pool = SessionPool(connect=FakeSession)
     with pool.session(base) as first:
         pass
     with pool.session(base) as again:
         assert again is first
-    changed = replace(base, **{name: OTHERS[name]})
+    changed = replace(base, **after)
     assert changed != base
     with pool.session(changed) as other:
         assert other is not first
@@ -109,6 +119,8 @@ DEFECTS = {
     "CA store changed (CVE-2025-14819)": "ca_certificate",
     "IPv6 zone (CVE-2022-27775)": "host",
     "another port of the same host": "port",
+    "OAuth bearer, of another grant (CVE-2022-22576)": "grant",
+    "a password's session for a bearer login (CVE-2022-22576)": "auth",
     "client certificate (CVE-2016-5420, CVE-2016-7141)": "client_certificate",
     "the client certificate's key (CVE-2026-8932)": "client_key",
     "mechanism options (CVE-2023-27536, CVE-2026-8458)": "mechanism",
@@ -119,6 +131,18 @@ def test_guards_that_differ_make_sessions_that_differ(base):
     for other in ({"networks": ("10.0.0.0/8",)}, {"ports": (25,)}):
         assert replace(base, guard=Guard()) != replace(base, guard=Guard(**other))
     assert replace(base, guard=Guard()) == replace(base, guard=Guard())
+
+
+def test_a_refreshed_token_goes_on_with_the_same_session(base):
+    first = replace(base, **BEARER)
+    refreshed = replace(first, access_token="another")
+    assert refreshed == first
+    assert hash(refreshed) == hash(first)
+    pool = SessionPool(connect=FakeSession)
+    with pool.session(first) as session:
+        pass
+    with pool.session(refreshed) as again:
+        assert again is session
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
@@ -151,6 +175,12 @@ def test_repr_and_pickle_show_no_password(base):
     assert copy.copy(base) == base
 
 
+def test_repr_shows_no_token(base):
+    bearer = replace(base, **{**BEARER, "access_token": "ya29.secret"})
+    assert "ya29" not in repr(bearer)
+    assert "ya29" not in repr(bearer.access_token)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -161,6 +191,13 @@ def test_repr_and_pickle_show_no_password(base):
         {"host": ""},
         {"password": ""},
         {"username": ""},
+        {"auth": "none"},
+        {"grant": "a grant"},
+        {"access_token": "token"},
+        {**BEARER, "password": "secret"},
+        {**BEARER, "grant": ""},
+        {**BEARER, "access_token": ""},
+        {**BEARER, "username": ""},
         {"client_certificate": ""},
         {"client_key": ""},
         {"security": "plain"},  # with a client certificate

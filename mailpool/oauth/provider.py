@@ -1,0 +1,208 @@
+"""What is asked of an OAuth 2 provider (RFC 6749, PKCE: RFC 7636), and its errors in plain words.
+
+The protocol is Authlib's, from the extra ``mailpool[oauth2]``, and loaded when it is first needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib.util import find_spec
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from mailpool.exceptions import CredentialNeedsAttention, OAuthError, OAuthUnavailable
+from mailpool.models import OAuthClient
+from mailpool.presets import preset
+from mailpool.secret import Secret
+from mailpool.validators import validate_provider_url
+
+# Seconds for connecting, and for each part of the answer.
+TIMEOUT = (5, 15)
+
+# What a token is good for where the provider does not say.
+DEFAULT_LIFETIME = 3600
+LONGEST_LIFETIME = 30 * 86400
+
+# The permission is gone, and only the owner of the account can give it again.
+_WITHDRAWN = {"invalid_grant", "interaction_required", "consent_required", "login_required"}
+_TEMPORARY = {"server_error", "temporarily_unavailable", "slow_down"}
+
+
+class ProviderAway(OAuthUnavailable):
+    """The provider does not answer, whichever account is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a provider gave."""
+
+    access_token: Secret
+    expires_at: datetime
+    refresh_token: Secret
+    """Empty where the one that there is stays as it is."""
+
+
+def is_installed() -> bool:
+    """Whether the extra ``mailpool[oauth2]`` is there."""
+    return find_spec("authlib") is not None and find_spec("requests") is not None
+
+
+def authorization_url(
+    client: OAuthClient, *, redirect_uri: str, state: str, verifier: Secret, username: str
+) -> str:
+    """Where somebody allows this site to send as *username*."""
+    _require_safe(client.authorization_url)
+    with _session(client, redirect_uri=redirect_uri, code_challenge_method="S256") as session:
+        url, _state = session.create_authorization_url(
+            client.authorization_url,
+            state=state,
+            code_verifier=str(verifier),
+            login_hint=username,
+            **preset(client.provider).parameters,
+        )
+    return str(url)
+
+
+def exchange_code(
+    client: OAuthClient, code: Secret, *, redirect_uri: str, verifier: Secret
+) -> Tokens:
+    """The tokens for *code*, with which the provider sent somebody back to *redirect_uri*."""
+    return _ask(
+        client,
+        [code, verifier],
+        lambda session: session.fetch_token(
+            client.token_url,
+            grant_type="authorization_code",
+            code=str(code),
+            code_verifier=str(verifier),
+            redirect_uri=redirect_uri,
+            allow_redirects=False,
+        ),
+    )
+
+
+def refresh(client: OAuthClient, refresh_token: Secret) -> Tokens:
+    """The next access token, and perhaps the next refresh token."""
+    return _ask(
+        client,
+        [refresh_token],
+        lambda session: session.refresh_token(
+            client.token_url,
+            refresh_token=str(refresh_token),
+            # As granted: what is asked for now may be more than that.
+            scope=None,
+            allow_redirects=False,
+        ),
+    )
+
+
+def client_credentials(client: OAuthClient) -> Tokens:
+    """The next access token of the application itself."""
+    return _ask(
+        client,
+        [],
+        lambda session: session.fetch_token(
+            client.token_url,
+            grant_type="client_credentials",
+            scope=client.scopes,
+            allow_redirects=False,
+        ),
+    )
+
+
+def _session(client: OAuthClient, **kwargs: Any) -> Any:
+    try:
+        from authlib.integrations.requests_client import OAuth2Session
+    except ImportError:
+        raise OAuthError(
+            _("OAuth 2 logins need a library that is not installed: pip install mailpool[oauth2].")
+        ) from None
+    secret = client.client_secret
+    return OAuth2Session(
+        client.client_id,
+        str(secret) or None,
+        scope=client.scopes,
+        token_endpoint_auth_method="client_secret_post" if secret else "none",
+        default_timeout=TIMEOUT,
+        **kwargs,
+    )
+
+
+def _ask(client: OAuthClient, secrets: list[Secret], question: Callable[[Any], Any]) -> Tokens:
+    """Put *question*. None of the errors has what was sent in it, nor the frames that sent it."""
+    _require_safe(client.token_url)
+    with _session(client) as session:
+        from authlib.common.errors import AuthlibBaseError
+        from requests import RequestException, Timeout
+
+        try:
+            return _tokens(question(session))
+        except AuthlibBaseError as error:
+            raise _refusal(client, error, [*secrets, client.client_secret]) from None
+        except Timeout:
+            raise _unavailable(client, _("it did not answer in time"), ProviderAway) from None
+        except RequestException as error:
+            status = getattr(error.response, "status_code", None)
+            what = (
+                _("it answered with status %d") % status if status else _("there is no connection")
+            )
+            raise _unavailable(client, what, ProviderAway) from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise _unavailable(client, _("its answer has no access token")) from None
+
+
+def _tokens(answer: Any) -> Tokens:
+    token = answer["access_token"]
+    if not re.fullmatch(r"[!-~]+", token) or answer.get("token_type", "").lower() != "bearer":
+        raise ValueError("no bearer token")
+    seconds = int(answer.get("expires_in") or DEFAULT_LIFETIME)
+    return Tokens(
+        access_token=Secret(token),
+        expires_at=timezone.now() + timedelta(seconds=max(1, min(seconds, LONGEST_LIFETIME))),
+        refresh_token=Secret(answer.get("refresh_token") or ""),
+    )
+
+
+def _refusal(client: OAuthClient, error: Any, secrets: list[Secret]) -> OAuthError:
+    said = f"{error.error}: {error.description}" if error.description else str(error.error)
+    for secret in filter(None, secrets):
+        said = said.replace(secret, "(hidden)")
+    said = "".join(c if c.isprintable() else " " for c in said)[:300]
+    if error.error in _TEMPORARY:
+        return _unavailable(client, said)
+    if error.error in _WITHDRAWN:
+        return CredentialNeedsAttention(
+            _(
+                "The permission to send was withdrawn or has expired, so the account has to be "
+                "connected again. %(client)s said: %(said)s"
+            )
+            % {"client": client, "said": said}
+        )
+    return OAuthError(
+        _("%(client)s gives no token. It said: %(said)s") % {"client": client, "said": said}
+    )
+
+
+def _unavailable(
+    client: OAuthClient, what: str, kind: type[OAuthUnavailable] = OAuthUnavailable
+) -> OAuthUnavailable:
+    return kind(
+        _("%(client)s gives no access token right now: %(what)s. Try again later.")
+        % {"client": client, "what": what}
+    )
+
+
+def _require_safe(url: str) -> None:
+    try:
+        validate_provider_url(url)
+    except ValidationError as error:
+        raise OAuthError(
+            _("The OAuth client has an address that can't be used. %(error)s")
+            % {"error": " ".join(error.messages)}
+        ) from None
