@@ -86,6 +86,9 @@ class TenantCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
             self.instance.tenant = tenant
         elif self.instance.tenant_id != tenant.pk:
             raise ValueError("The credential is not that tenant's.")
+        if self.instance.is_oauth:
+            # Another username or server is another permission, which is not theirs to give.
+            raise ValueError("The credential logs in by OAuth 2: it is changed in the admin.")
         self.tenant = tenant
         self.server_defaults = {"ca_certificate": "", **(server_defaults or {})}
         self.require_verification = require_verification

@@ -29,9 +29,12 @@ def state(credential: Credential) -> State:
     """How *credential* is, for its tenant.
 
     ``unverified``: inactive until it is verified. ``revoked``: without a password, until one is
-    entered. ``suspended``: the operator switched its server off.
+    entered, or without the permission of an OAuth 2 provider. ``suspended``: the operator switched
+    its server off.
     """
-    if credential.username and not credential.has_password:
+    if credential.is_oauth and not credential.is_connected:
+        return "revoked"
+    if credential.uses_password and not credential.has_password:
         return "revoked"
     if not credential.server.is_active:
         return "suspended"
@@ -114,10 +117,12 @@ def send_test(
 
 
 def revoke(credential: Credential) -> None:
-    """Remove *credential*'s password from the database and deactivate it; nothing else is sent.
+    """Remove *credential*'s password, or its permission of an OAuth 2 provider, from the database
+    and deactivate it; nothing else is sent.
 
     Its connections are closed: in this process now, in others at the next send at the latest.
     """
-    credential.password = ""
+    secret = "refresh_token" if credential.is_oauth else "password"
+    setattr(credential, secret, "")
     credential.is_active = False
-    credential.save(update_fields=["password", "is_active"])
+    credential.save(update_fields=[secret, "is_active"])

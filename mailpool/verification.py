@@ -102,8 +102,8 @@ def _titles() -> dict[str, str]:
     return {
         "owner": _("Check whose server it is"),
         "secret": _("Decrypt the password"),
-        "token": _("Get an access token"),
         "key": _("Decrypt the private key"),
+        "token": _("Get an access token"),
         "reach": _("Reach the server"),
         "resolve": _("Find the host"),
         "connect": _("Connect"),
@@ -131,6 +131,8 @@ def _advice_for_tenants() -> dict[str, str]:
     return {
         "owner": account,
         "secret": account,
+        "key": account,
+        "token": _("The account has to be connected again. Ask the people who run this site."),
         "reach": _(
             "The server could not be reached. Check host and port: they have to be the public ones "
             "that your mail provider names."
@@ -178,20 +180,22 @@ def verify_credential(
     bounces = credential.bounce_address
     sender = parse_mailbox(bounces).addr_spec if bounces else own
     target = _full_address(recipient) if recipient else own
+    deadline = seconds and time.monotonic() + seconds
 
     def verify() -> Report:
+        left = deadline and max(0.1, deadline - time.monotonic())
         return _verify(
-            lambda: delivery.session_params(credential),
+            lambda: delivery.session_params(credential, deadline),
             credential.server,
             sender,
             target,
             credential,
-            seconds=seconds,
+            seconds=left,
             reach=reach,
         )
 
     report = verify()
-    if report.failure and report.failure.key == "auth" and _renew_token(credential):
+    if report.failure and report.failure.key == "auth" and _renew_token(credential, deadline):
         report = verify()
     if report.ok:
         delivery.get_pool().forgive(str(credential.pk))
@@ -201,12 +205,13 @@ def verify_credential(
     return report
 
 
-def _renew_token(credential: Credential) -> bool:
+def _renew_token(credential: Credential, deadline: float | None) -> bool:
     """After a refused login: whether there is another access token to try, as when mail is sent."""
     if not credential.is_oauth or tokens.is_young(credential):
         return False
     try:
-        return bool(tokens.access_token(credential, refused=credential.access_token))
+        refused = credential.access_token
+        return bool(tokens.access_token(credential, refused=refused, deadline=deadline))
     except MailpoolError:
         return True  # which the next verification will say
 
@@ -234,9 +239,7 @@ def _verify(
         made.append(make_params())
         return ""
 
-    only_key = credential and credential.has_client_key and not credential.uses_password
-    key = "token" if credential and credential.is_oauth else "key" if only_key else "secret"
-    if not _run(report, key, get_secret):
+    if not _run(report, _secret_step(credential), get_secret):
         return report
     if not (made[0].password or made[0].access_token or made[0].client_key):
         report.steps.clear()  # there was nothing to decrypt
@@ -257,6 +260,14 @@ def _verify(
     finally:
         session.close()
     return report
+
+
+def _secret_step(credential: Credential | None) -> str:
+    if credential and credential.is_oauth:
+        return "token"
+    if credential and credential.has_client_key and not credential.uses_password:
+        return "key"
+    return "secret"
 
 
 def _in_time(step: Callable[[], str], until: float) -> str:

@@ -198,7 +198,13 @@ class CredentialCreateView(_Saving, CreateView):  # type: ignore[type-arg,misc]
 
 
 class CredentialUpdateView(_Saving, UpdateView):  # type: ignore[type-arg,misc]
-    """An account's server, login and default From. The password is never shown."""
+    """An account's server, login and default From. The password is never shown.
+
+    404 for an OAuth 2 login: which account the permission is for, operators say in the admin.
+    """
+
+    def get_queryset(self) -> QuerySet[Any]:
+        return super().get_queryset().filter(kind=Credential.Kind.PASSWORD)
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         # As it is stored: the form has written into the object what was submitted.

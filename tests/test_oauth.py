@@ -19,7 +19,7 @@ from django.core.management import call_command
 from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
-from mailpool import delivery, scrub, signals, testing
+from mailpool import delivery, scrub, selfservice, signals, testing
 from mailpool.admin.credentials import attention
 from mailpool.exceptions import (
     CredentialNeedsAttention,
@@ -27,7 +27,8 @@ from mailpool.exceptions import (
     OAuthUnavailable,
     SecretError,
 )
-from mailpool.models import Credential, OAuthClient
+from mailpool.forms import TenantCredentialForm
+from mailpool.models import AuditEntry, Credential, OAuthClient
 from mailpool.oauth import tokens
 from mailpool.relocation import relocate
 from mailpool.routing import Router
@@ -831,3 +832,33 @@ def test_verification_of_a_revoked_grant(connect, provider):
 def test_ciphertexts_are_what_is_compared(connect):
     credential = connect()
     assert Credential.objects.filter(access_token=Sealed("")).get() == credential
+
+
+def test_the_audit_has_a_withdrawn_permission_and_no_renewed_token(connect, provider):
+    credential = connect()
+    made = AuditEntry.objects.count()
+    assert send()[0].status == "sent"
+    let_expire(credential)
+    assert send()[0].status == "sent"
+    assert provider.refreshes == 2
+    assert AuditEntry.objects.count() == made
+    provider.revoke(provider.grants[0])
+    let_expire(credential)
+    send()
+    entry = AuditEntry.objects.first()
+    assert (entry.action, entry.details) == (
+        "changed",
+        "OAuth 2 permission withdrawn by the provider",
+    )
+
+
+def test_tenants_revoke_a_permission_and_do_not_redirect_it(connect, provider):
+    credential = connect()
+    with pytest.raises(ValueError, match="OAuth 2"):
+        TenantCredentialForm(instance=credential, tenant=credential.tenant)
+    assert selfservice.state(credential) == "active"
+    assert send()[0].status == "sent"
+    selfservice.revoke(credential)
+    row = stored(credential)
+    assert (row.is_active, row.is_connected, bool(row.access_token)) == (False, False, False)
+    assert selfservice.state(row) == "revoked"

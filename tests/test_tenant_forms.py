@@ -23,7 +23,7 @@ from mailpool import attempts, delivery, selfservice
 from mailpool.backends import EmailBackend
 from mailpool.checks import check_settings
 from mailpool.forms import TenantCredentialForm
-from mailpool.models import AuditEntry, Credential, MailServer, Tenant
+from mailpool.models import AuditEntry, Credential, MailServer, OAuthClient, Tenant
 from mailpool.verification import Report, verify_credential
 from mailpool.views import TenantCredentialMixin, credential_urls
 from tests.factories import CredentialFactory, MailServerFactory, SenderFactory, TenantFactory
@@ -998,3 +998,24 @@ def test_what_tenants_do_is_in_the_audit(as_bob, at_home):
     done = [entry.action for entry in entries]
     assert done[0] == "created"
     assert {"verified", "enabled", "disabled", "password_removed"} <= {*done}
+
+
+def test_an_oauth_login_is_shown_and_revoked_and_not_edited(as_bob, bob):
+    client = OAuthClient.objects.create(
+        name="Provider", token_url="https://auth.example.com/token", client_id="id"
+    )
+    credential = CredentialFactory(
+        tenant=bob,
+        server=MailServerFactory(tenant=bob),
+        kind="authorization_code",
+        oauth_client=client,
+        password="",
+        refresh_token="refresh",
+    )
+    page = body(as_bob.get(url(credential)))
+    assert "edit/" not in page
+    assert as_bob.get(url(credential, "edit/")).status_code == 404
+    assert as_bob.post(url(credential, "edit/"), data()).status_code == 404
+    assert as_bob.post(url(credential, "revoke/")).status_code == 302
+    credential.refresh_from_db()
+    assert (credential.is_active, credential.is_connected) == (False, False)

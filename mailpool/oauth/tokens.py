@@ -21,7 +21,7 @@ from django.db import DatabaseError, connections, models, router
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from mailpool import signals
+from mailpool import audit, signals
 from mailpool.exceptions import CredentialNeedsAttention, OAuthError, OAuthUnavailable, SecretError
 from mailpool.models import Credential
 from mailpool.oauth import provider
@@ -161,6 +161,8 @@ def _renew(row: Credential) -> _Found | None:
             tokens = provider.refresh(client, refresh_token)
     except CredentialNeedsAttention as error:
         is_new = _finish(row, needs_attention=str(error), needs_attention_since=timezone.now())
+        if is_new:
+            audit.note(audit.Action.CHANGED, row, "OAuth 2 permission withdrawn by the provider")
         return _Found(row, is_new_trouble=is_new, error=error)
     except OAuthError as error:
         if isinstance(error, provider.ProviderAway):
