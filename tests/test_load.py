@@ -1,6 +1,6 @@
 """200 tenants, 16 threads, many messages: nothing crossed, lost or sent twice; bounded.
 
-``LOAD_MESSAGES`` in the environment says how many; CI sends 20,000.
+``LOAD_MESSAGES`` in the environment says how many; CI sends 5,000.
 """
 
 from __future__ import annotations

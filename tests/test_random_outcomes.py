@@ -18,7 +18,7 @@ from mailpool.smtp import Attempt, Envelope, SessionParams, SessionPool, Transmi
 from mailpool.smtp.wire import NotSMTP, TimedOut
 from tests.scripted import EXTENSIONS, Conversation, ScriptedServer
 
-MESSAGES = int(os.environ.get("RANDOM_MESSAGES", "4000"))
+MESSAGES = int(os.environ.get("RANDOM_MESSAGES", "2400"))
 SEED = int(os.environ.get("RANDOM_SEED", "20240229"))
 ROUND = 400  # messages, after which the books are compared
 
