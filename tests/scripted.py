@@ -111,6 +111,8 @@ class Conversation:
         self.counts: dict[str, int] = {}
         self.sender = ""
         self._forget()
+        self.waits = False
+        self.ended = False
 
     def _forget(self):
         """No transaction is under way."""
@@ -165,9 +167,12 @@ class Conversation:
         raise _Gone
 
     def wait(self, event):
+        self.waits = True
+        self.server.tell()
         while not event.wait(0.01):
             if self.server.stopping.is_set():
                 raise _Gone
+        self.waits = False
 
     def read(self, count):
         if len(self._buffer.read(count)) < count:
@@ -193,6 +198,8 @@ class Conversation:
             if self._buffer:
                 self._buffer.close()  # keeps the socket open otherwise
             self.sock.close()
+            self.ended = True
+            self.server.tell()
 
     def at(self, step: str) -> None:
         self.step = step
@@ -322,7 +329,9 @@ class ScriptedServer:
         self.lies: set[str] = set()
         self.piece = 0
         self.connections = 0
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self._told = threading.Condition(self.lock)
+        self._conversations: list[Conversation] = []
         self.stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._sockets: list[socket.socket] = []
@@ -367,6 +376,24 @@ class ScriptedServer:
             if connection in (None, number)
         ]
 
+    def tell(self) -> None:
+        """A conversation has ended, or waits for something."""
+        with self._told:
+            self._told.notify_all()
+
+    def catch_up(self, clients_sessions: int) -> None:
+        """Until the server has read what came over connections that the client has closed.
+
+        The client has so many left.
+        """
+
+        def has_caught_up():
+            talking = [each for each in self._conversations if not (each.ended or each.waits)]
+            return len(talking) <= clients_sessions
+
+        with self._told:
+            assert self._told.wait_for(has_caught_up, 30), "the server still has a client"
+
     def __enter__(self) -> ScriptedServer:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -401,6 +428,7 @@ class ScriptedServer:
             self.connections += 1
             self._sockets.append(sock)
             conversation = Conversation(self, sock, self.connections)
+            self._conversations.append(conversation)
             thread = threading.Thread(target=conversation.run, daemon=True)
             thread.start()
             self._threads.append(thread)

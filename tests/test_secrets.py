@@ -388,7 +388,7 @@ def test_debug_page_of_the_admin_hides_a_submitted_key(
 ):
     from django.db.models.signals import pre_save
 
-    from mailpool import models
+    from mailpool.models import credentials
 
     settings.DEBUG = True
     issued = clients.issue("bob")
@@ -400,7 +400,7 @@ def test_debug_page_of_the_admin_hides_a_submitted_key(
     if moment == "saving":
         pre_save.connect(fail, sender=Credential)
     elif moment == "checking the key":
-        monkeypatch.setattr(models, "validate_pair", fail)
+        monkeypatch.setattr(credentials, "validate_pair", fail)
     else:
         monkeypatch.setattr(CredentialForm, "_about_key", fail)
     data = {

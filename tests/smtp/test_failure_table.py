@@ -82,7 +82,8 @@ class Line:
             select.select([slot.session.opened.sock], [], [], 5)
 
     def count(self, name):
-        """How often the server has taken that message over."""
+        """How often the server has taken that message over, now that it has read all there is."""
+        self.server.catch_up(self.pool.stats().open)
         return sum(f"This is {name}.".encode() in body for body in self.server.accepted)
 
     @property
@@ -311,11 +312,12 @@ def test_too_many_replies(line, reused, step):
     else:
         rule.behaves().sends(b"250 2.1.0 extra\r\n")
     victim = line.send(reused=reused)
-    if victim.receipt is None and not isinstance(victim.error, DeliveryUnknown):
-        assert line.count("victim") == 0
-    else:
-        line.server.stop()
+    if victim.receipt is not None:
         assert line.count("victim") == 1
+    elif isinstance(victim.error, DeliveryUnknown):
+        assert line.count("victim") <= 1
+    else:
+        assert line.count("victim") == 0
 
 
 @pytest.mark.parametrize("patience", [{"timeout": 0.5, "final_timeout": 0.5}], indirect=True)
@@ -435,9 +437,10 @@ def test_a_refused_rset_is_a_reply_too_many(line, used):
     line.transmit(refused, victim)
     assert isinstance(refused.error, SMTPRecipientsRefused)
     if line.mode == FLIGHT:
+        # The session is closed at once: whether the server got to the end is its own affair.
         assert isinstance(victim.error, DeliveryUnknown)
         assert "more replies than there were commands" in str(victim.error)
-        assert line.count("victim") == 1
+        assert line.count("victim") <= 1
     else:
         arrived_on_a_fresh_session(line, victim)
 

@@ -1,0 +1,486 @@
+"""Logins, and the secrets that they take."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+from django.core.exceptions import ValidationError
+from django.db import models, transaction
+from django.utils.translation import gettext_lazy as _
+
+from mailpool import changes, conf
+from mailpool.addresses import parse_mailbox
+from mailpool.audit import AuditEntry
+from mailpool.certificates import validate_client_certificate, validate_pair
+from mailpool.changes import Audited, AuditedQuerySet
+from mailpool.exceptions import SecretError
+from mailpool.models.oauth import OAuthClient
+from mailpool.models.scopes import ScopeField, scope_of
+from mailpool.models.secret_fields import leave_out_unset_secrets, secret_field
+from mailpool.models.servers import MailServer
+from mailpool.validators import validate_from_address, validate_full_address
+from mailpool.vault import EncryptedQuerySet, EncryptedTextField
+
+
+class CredentialQuerySet(EncryptedQuerySet, AuditedQuerySet):  # type: ignore[override]
+    """Keeps the encrypted secrets and the tenant's scope out of reach of bulk updates."""
+
+    def update(self, **kwargs: Any) -> int:
+        if {"tenant", "tenant_id", "scope"} & kwargs.keys():
+            raise TypeError("A credential's tenant is changed with save(): its senders follow it.")
+        return super().update(**kwargs)
+
+
+# What a secret of a credential was entered for. Whoever can redirect it, by an edit or by SQL, gets
+# an error and not the secret.
+_ENTERED_FOR = ("tenant_id", "server__host", "server__port", "server__security")
+
+
+_PROVIDER = ("oauth_client__token_url", "oauth_client__client_id")
+
+
+# Of an existing row these change with a new grant, and are otherwise the business of
+# ``oauth.tokens`` alone: somebody who saves an instance that is a minute old leaves them be.
+_TOKEN_STATE = {
+    "grant",
+    "access_token_expires_at",
+    "token_lease",
+    "token_lease_until",
+    "needs_attention",
+    "needs_attention_since",
+}
+
+
+# Stands in the place of a refresh token where there is none.
+APP_ONLY = "app-only"
+
+
+def new_grant() -> str:
+    """The name of a permission that a provider has given, or is about to give."""
+    return uuid.uuid4().hex
+
+
+class Credential(Audited):
+    """One login at one mail server, of one tenant or of the site itself."""
+
+    class SenderPolicy(models.TextChoices):
+        REFUSE = "refuse", _("Refuse the message")
+        REWRITE = "rewrite", _("Send it as this account, answers go to the author")
+
+    class Mechanism(models.TextChoices):
+        AUTOMATIC = "", _("Automatic")
+        PLAIN = "PLAIN", "PLAIN"
+        LOGIN = "LOGIN", "LOGIN"
+        CRAM_MD5 = "CRAM-MD5", "CRAM-MD5"
+        EXTERNAL = "EXTERNAL", _("EXTERNAL (the client certificate)")
+
+    class Kind(models.TextChoices):
+        PASSWORD = "password", _("Password")
+        AUTHORIZATION_CODE = "authorization_code", _("OAuth 2: somebody connects the account")
+        CLIENT_CREDENTIALS = "client_credentials", _("OAuth 2: the application itself (app-only)")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    tenant = models.ForeignKey(
+        conf.tenant_model(),
+        # Never SET_NULL: a deleted tenant's login would become the site's default.
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="mailpool_credentials",
+        verbose_name=_("tenant"),
+        help_text=_("Empty: the site's own, for mail that belongs to no tenant."),
+    )
+    server = models.ForeignKey(
+        MailServer,
+        # Not PROTECT: a tenant that is deleted takes credentials and servers of its own along.
+        on_delete=models.RESTRICT,
+        related_name="credentials",
+        verbose_name=_("mail server"),
+    )
+    username = models.CharField(
+        _("username"),
+        max_length=255,
+        blank=True,
+        help_text=_("Empty: the server is used without a login."),
+    )
+    kind = models.CharField(_("login"), max_length=20, choices=Kind.choices, default=Kind.PASSWORD)
+    password = EncryptedTextField(
+        _("password"),
+        blank=True,
+        default="",
+        changed_at="password_set_at",
+        bound_to=_ENTERED_FOR,
+    )
+    password_set_at = models.DateTimeField(
+        _("password set on"), null=True, blank=True, editable=False
+    )
+    oauth_client = models.ForeignKey(
+        OAuthClient,
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="credentials",
+        verbose_name=_("OAuth client"),
+        help_text=_("Only for an OAuth 2 login."),
+    )
+    refresh_token = EncryptedTextField(
+        _("refresh token"),
+        blank=True,
+        default="",
+        editable=False,
+        changed_at="connected_at",
+        bound_to=(*_ENTERED_FOR, *_PROVIDER),
+    )
+    connected_at = models.DateTimeField(_("connected on"), null=True, blank=True, editable=False)
+    grant = models.CharField(max_length=32, default=new_grant, editable=False)
+    access_token = EncryptedTextField(
+        _("access token"),
+        blank=True,
+        default="",
+        editable=False,
+        changed_at="access_token_set_at",
+        bound_to=(*_ENTERED_FOR, *_PROVIDER, "kind", "grant"),
+    )
+    access_token_set_at = models.DateTimeField(null=True, blank=True, editable=False)
+    access_token_expires_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # Who is getting the next access token, until when at the most; without a name: nobody may.
+    token_lease = models.CharField(max_length=32, blank=True, default="", editable=False)
+    token_lease_until = models.DateTimeField(null=True, blank=True, editable=False)
+    needs_attention = models.TextField(_("needs attention"), blank=True, default="", editable=False)
+    needs_attention_since = models.DateTimeField(
+        _("needs attention since"), null=True, blank=True, editable=False
+    )
+    client_certificate = models.TextField(
+        _("client certificate"),
+        blank=True,
+        validators=[validate_client_certificate],
+        help_text=_(
+            "PEM, followed by its chain. Only for a server that asks its clients for certificates."
+        ),
+    )
+    client_key = EncryptedTextField(
+        _("private key of the client certificate"),
+        blank=True,
+        default="",
+        bound_to=_ENTERED_FOR,
+    )
+    mechanism = models.CharField(
+        _("login mechanism"),
+        max_length=20,
+        choices=Mechanism.choices,
+        blank=True,
+        default=Mechanism.AUTOMATIC,
+        help_text=_(
+            "Automatic: the password by the first of PLAIN, LOGIN and CRAM-MD5 that the server "
+            "offers; without a username the client certificate by EXTERNAL, where that is offered. "
+            "With one chosen no other is used, and a server that does not offer it gets no "
+            "password. EXTERNAL uses none."
+        ),
+    )
+    default_from = models.CharField(
+        _("default From"),
+        max_length=320,
+        blank=True,
+        validators=[validate_from_address],
+        help_text=_("From address of messages whose sender is the site's DEFAULT_FROM_EMAIL."),
+    )
+    sender_policy = models.CharField(
+        _("if From is not among the senders"),
+        max_length=10,
+        choices=SenderPolicy.choices,
+        default=SenderPolicy.REFUSE,
+        help_text=_(
+            "To send it as this account, From becomes the default From or else the first full "
+            "address among the senders (“Mary via Shop”), and the author's address goes to "
+            "Reply-To, unless the message has one."
+        ),
+    )
+    bounce_address = models.CharField(
+        _("bounce address"),
+        max_length=320,
+        blank=True,
+        validators=[validate_full_address],
+        help_text=_(
+            "Where reports of failed delivery go: the envelope's sender (MAIL FROM), which need "
+            "not be among the senders. Empty: the From address."
+        ),
+    )
+    priority = models.PositiveSmallIntegerField(
+        _("priority"),
+        default=10,
+        help_text=_("Among a tenant's credentials that fit a message, the lowest number is used."),
+    )
+    is_active = models.BooleanField(
+        _("active"), default=True, help_text=_("Nothing is sent with an inactive credential.")
+    )
+    scope = ScopeField(max_length=64, editable=False, default="")
+
+    objects = CredentialQuerySet.as_manager()
+
+    class Meta:
+        # Relations use the base manager: without this, tenant.mailpool_credentials.add() would
+        # get around what the queryset keeps out.
+        base_manager_name = "objects"
+        ordering = ("priority", "username", "pk")
+        verbose_name = _("credential")
+        verbose_name_plural = _("credentials")
+        permissions: ClassVar = [
+            ("verify_credential", "Can verify a credential and send a test message with it"),
+        ]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["scope", "server", "username"],
+                name="mailpool_credential_account",
+                violation_error_message=_("This tenant has this account at this server already."),
+            ),
+            models.CheckConstraint(
+                condition=models.Q(kind="password")
+                | models.Q(
+                    kind__in=["authorization_code", "client_credentials"],
+                    oauth_client__isnull=False,
+                ),
+                name="mailpool_credential_kind",
+                violation_error_message=_("Choose the OAuth client to log in with."),
+            ),
+            models.CheckConstraint(
+                condition=models.Q(
+                    mechanism__in=["", "PLAIN", "LOGIN", "CRAM-MD5", "EXTERNAL"],
+                ),
+                name="mailpool_credential_mechanism",
+                violation_error_message=_("There is no such login mechanism."),
+            ),
+            models.CheckConstraint(
+                condition=models.Q(sender_policy__in=["refuse", "rewrite"]),
+                name="mailpool_credential_sender_policy",
+                violation_error_message=_("The sender policy must be refuse or rewrite."),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.login_name} @ {self.server.name}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Write the row; of an existing one only those secrets that were set on this instance.
+
+        A refresh token that is set begins a new grant; a new row may have app-only access.
+        """
+        is_new = self._state.adding or bool(kwargs.get("force_insert"))
+        if self.kind == self.Kind.CLIENT_CREDENTIALS and not self.is_connected and is_new:
+            self.allow_app_only()
+        begins = secret_field(self, "refresh_token").is_pending(self)
+        if begins:
+            self._begin_grant()
+        kept = set() if begins else set(_TOKEN_STATE)
+        if secret_field(self, "access_token").is_pending(self):
+            kept.discard("access_token_expires_at")
+        leave_out_unset_secrets(self, kwargs, also=kept)
+        fields = kwargs.get("update_fields")
+        if fields is not None:
+            if fields & {"tenant", "tenant_id"}:
+                fields.add("scope")  # is derived from it
+            if fields & {"refresh_token", "refresh_token_ciphertext"}:
+                fields |= {*_TOKEN_STATE, "access_token", "access_token_set_at"}
+        moves = not is_new and (fields is None or "scope" in fields)
+        with transaction.atomic():
+            super().save(*args, **kwargs)
+            if moves:
+                scope = self.get_scope()
+                models.QuerySet.update(self.senders.exclude(scope=scope), scope=scope)
+
+    def _begin_grant(self) -> None:
+        """Another permission of the provider's: what belongs to the last one is over."""
+        self.grant = new_grant()
+        self.needs_attention, self.needs_attention_since = "", None
+        # Whoever is refreshing the last one's tokens at this moment has lost the lease.
+        self.token_lease, self.token_lease_until = "", None
+        if not secret_field(self, "access_token").is_pending(self):
+            self.access_token = ""
+            self.access_token_expires_at = None
+
+    def allow_app_only(self) -> None:
+        """Let app-only access be for the present tenant, server and OAuth client, once saved.
+
+        There is no secret of the account's own that could be bound to these, so a mark stands in
+        its place: whoever redirects the account by an edit or by SQL gets no token sent there.
+        """
+        self.refresh_token = APP_ONLY
+
+    @property
+    def is_oauth(self) -> bool:
+        """Whether it logs in with access tokens, and never with a password."""
+        return self.kind != self.Kind.PASSWORD
+
+    @classmethod
+    def describe(cls, found: Sequence[changes.Change]) -> list[AuditEntry]:
+        return changes.of_credentials(found)
+
+    @property
+    def login_name(self) -> str:
+        """The username, or what is in its place where there is none."""
+        if self.client_certificate and not self.username:
+            return str(_("client certificate"))
+        return str(self.username or _("no login"))
+
+    @property
+    def has_password(self) -> bool:
+        """Whether a password is stored, or set to be; it is not decrypted to find out."""
+        return bool(secret_field(self, "password").is_set(self))
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is what access tokens are got with; it is not decrypted to find out."""
+        return bool(secret_field(self, "refresh_token").is_set(self))
+
+    @property
+    def has_client_key(self) -> bool:
+        """The same of the client certificate's private key."""
+        return bool(secret_field(self, "client_key").is_set(self))
+
+    @property
+    def uses_password(self) -> bool:
+        """Whether it logs in by password."""
+        external = self.mechanism == self.Mechanism.EXTERNAL
+        return bool(self.username) and not external and not self.is_oauth
+
+    @property
+    def rewrites_from(self) -> bool:
+        """Whether it sends as itself what comes from somebody that it may not send as."""
+        return self.sender_policy == self.SenderPolicy.REWRITE
+
+    @cached_property
+    def sender_addresses(self) -> frozenset[str]:
+        """The addresses that it may send as; none: anybody's. Read once, by routing with the row,
+        since messages are rendered where no database is asked any more."""
+        return frozenset(self.senders.values_list("address", flat=True))
+
+    def check_senders(self, senders: Collection[str]) -> None:
+        """``ValidationError`` where *senders*, as they are stored, leave the default From out, or
+        a credential that rewrites without an address of its own.
+
+        No constraint can say it, since it is about two tables; routing refuses it in any case.
+        """
+        if not self.default_from:
+            if self.rewrites_from and all(address.startswith("@") for address in senders):
+                raise ValidationError(
+                    _(
+                        "To send what others wrote as this account, it needs an address of its "
+                        "own: enter a default From, or a full address among the senders."
+                    )
+                )
+            return
+        mailbox = parse_mailbox(self.default_from)
+        if senders and mailbox.key not in senders and mailbox.domain_key not in senders:
+            raise ValidationError(
+                _(
+                    "The default From, %(address)s, is not among the senders, so mail with it "
+                    "would be refused. Correct one of them."
+                ),
+                params={"address": self.default_from},
+            )
+
+    def get_scope(self) -> str:
+        """The tenant's key as text, ``""`` for the site itself."""
+        return scope_of(self)
+
+    def clean(self) -> None:
+        self.username = self.username.strip()
+        self.bounce_address = self.bounce_address.strip()
+        # A missing server is reported by its own field; one that the same form is about to save
+        # has no key yet.
+        server = self._known_server()
+        if self.is_oauth:
+            self._clean_oauth()
+        elif self.uses_password and not self.has_password:
+            raise ValidationError({"password": _("Enter the password of this account.")})
+        if self.has_password and not self.username:
+            raise ValidationError({"username": _("A password needs a username.")})
+        if server and self.username and not server.allows_login:
+            raise ValidationError(
+                _(
+                    "The password would travel to “%(server)s” in clear text. Choose STARTTLS or "
+                    "implicit TLS for that server."
+                ),
+                params={"server": server.name},
+            )
+        self._clean_certificate(server)
+        if server and not server.is_open_to(self):
+            raise ValidationError(
+                _("The mail server “%(server)s” belongs to another tenant."),
+                params={"server": server.name},
+            )
+        others = Credential.objects.exclude(pk=self.pk).filter(scope=self.get_scope())
+        if self.server_id and others.filter(server=server, username=self.username).exists():
+            raise ValidationError(_("This tenant has this account at this server already."))
+        if self._scope_changes():
+            taken = self.senders.model.objects.filter(
+                scope=self.get_scope(), address__in=self.senders.values("address")
+            ).exclude(credential=self)
+            if taken.exists():
+                raise ValidationError(
+                    {"tenant": _("That tenant has one of this credential's senders already.")}
+                )
+
+    def _clean_oauth(self) -> None:
+        """What an OAuth 2 login needs; that somebody connects it comes afterwards."""
+        client = self.oauth_client
+        if client is None:
+            raise ValidationError({"oauth_client": _("Choose the OAuth client to log in with.")})
+        if not self.username:
+            raise ValidationError({"username": _("Enter the mailbox that sends.")})
+        if self.mechanism:
+            raise ValidationError({"mechanism": _("Leave it automatic for an OAuth 2 login.")})
+        if self.has_password:
+            raise ValidationError(
+                _("An OAuth 2 login has no password. Remove it, or choose to log in with it.")
+            )
+        if self.kind == self.Kind.CLIENT_CREDENTIALS and not client.has_client_secret:
+            raise ValidationError(
+                {"oauth_client": _("App-only access needs an OAuth client with a client secret.")}
+            )
+        if self.kind == self.Kind.AUTHORIZATION_CODE and not client.authorization_url:
+            raise ValidationError(
+                {"oauth_client": _("To connect an account it needs an authorization URL.")}
+            )
+
+    def _clean_certificate(self, server: MailServer | None) -> None:
+        if self.mechanism == self.Mechanism.EXTERNAL and not self.client_certificate:
+            raise ValidationError(
+                {"mechanism": _("EXTERNAL is a login by client certificate: enter one.")}
+            )
+        if self.mechanism not in ("", self.Mechanism.EXTERNAL) and not self.username:
+            raise ValidationError({"username": _("This login mechanism needs a username.")})
+        if self.client_certificate and not self.has_client_key:
+            raise ValidationError({"client_key": _("Enter the private key of the certificate.")})
+        if self.has_client_key and not self.client_certificate:
+            raise ValidationError(
+                {"client_certificate": _("Enter the certificate of this private key.")}
+            )
+        if not self.client_certificate:
+            return
+        if server and server.security == MailServer.Security.PLAIN:
+            raise ValidationError(
+                _(
+                    "A client certificate is shown over TLS only. Choose STARTTLS or implicit TLS "
+                    "for “%(server)s”."
+                ),
+                params={"server": server.name},
+            )
+        try:
+            key = self.client_key
+        except SecretError:
+            return  # does not open, which is told elsewhere and must not block other changes
+        validate_pair(self.client_certificate, key)
+
+    def _known_server(self) -> MailServer | None:
+        if self.server_id is None and not Credential.server.is_cached(self):
+            return None
+        try:
+            return self.server
+        except MailServer.DoesNotExist:
+            return None
+
+    def _scope_changes(self) -> bool:
+        return not self._state.adding and self.scope != self.get_scope()
