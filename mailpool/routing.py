@@ -15,7 +15,7 @@ from uuid import UUID
 from django.apps import apps
 from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
-from django.db.models import F, Manager, Model, Q
+from django.db.models import Field, F, Manager, Model, Q, QuerySet
 
 from mailpool import conf, marker
 from mailpool.addresses import Mailbox
@@ -23,8 +23,7 @@ from mailpool.context import TenantRef, current_tenant
 from mailpool.exceptions import AmbiguousRoute, NoRoute, SenderNotAllowed
 from mailpool.identity import fit, header_from, identify
 from mailpool.models import Credential, Sender
-
-_OF_THE_SITE = Q(tenant__isnull=True)
+from mailpool.prepared import Prepared, prepare
 
 
 class Router:
@@ -84,8 +83,8 @@ class Router:
         known = (type(tenant), value)
         if known not in self._by_tenant:
             try:
-                found = self._read(Q(**{f"tenant__{column}": value}))
-            except (ValidationError, ValueError, TypeError):
+                found = self._read(column, value)
+            except (ValidationError, ValueError, TypeError, OverflowError):
                 found = []  # not even the form of a key
             if isinstance(tenant, str):
                 # As it is written: some databases find "Acme" where "acme" is looked for.
@@ -108,19 +107,13 @@ class Router:
         """The accounts of the tenant with the key *owner*, or with ``None`` the site's."""
         known = (None, owner)
         if known not in self._by_tenant:
-            self._by_tenant[known] = self._read(Q(tenant_id=owner) if owner else _OF_THE_SITE)
+            self._by_tenant[known] = self._read("pk", owner)
         return self._by_tenant[known]
 
-    def _read(self, lookup: Q) -> list[Credential]:
+    def _read(self, column: str, value: Any) -> list[Credential]:
+        """The accounts of the tenant with *value* in *column*; the site's, where it is ``None``."""
         # One query, with a row for each sender: what it costs is paid for every single message.
-        rows = (
-            Credential.objects.filter(lookup)
-            .select_related("server", "tenant", "oauth_client")
-            .annotate(sender_address=F("senders__address"))
-            .order_by()
-        )
-        if marker.own() is not None:
-            rows = rows.annotate(site_marker=marker.COLUMN)
+        rows = _prepared_rows(column, value)
         found: dict[Any, tuple[Credential, set[str]]] = {}
         for row in rows:
             _, senders = found.setdefault(row.pk, (row, set()))
@@ -150,6 +143,34 @@ class Router:
                 owner = owners.pop()
                 return owner, "The site" if owner is None else f"The owner of {address}"
         return None, "The site"
+
+
+# By database, column, whether it is for a tenant, and whether the site's marker is asked for.
+_prepared: dict[tuple[str, str, bool, bool], Prepared | None] = {}
+
+
+def _prepared_rows(column: str, value: Any) -> list[Any]:
+    """What ``_query()`` finds, but its SQL is made once in the life of the process."""
+    options = _tenants().model._meta
+    field = None
+    if value is not None:
+        field = options.pk if column == "pk" else options.get_field(column)
+    key = (Credential.objects.db, column, value is None, marker.own() is not None)
+    if key not in _prepared:
+        _prepared[key] = prepare(_query(column, value), field, value)
+    statement = _prepared[key]
+    return list(_query(column, value)) if statement is None else statement.rows(value)
+
+
+def _query(column: str, value: Any) -> QuerySet[Credential]:
+    of_tenant = Q(tenant__isnull=True) if value is None else Q(**{f"tenant__{column}": value})
+    rows: QuerySet[Any] = (
+        Credential.objects.filter(of_tenant)
+        .select_related("server", "tenant", "oauth_client")
+        .annotate(sender_address=F("senders__address"))
+        .order_by()
+    )
+    return rows if marker.own() is None else rows.annotate(site_marker=marker.COLUMN)
 
 
 def is_usable(credential: Credential) -> bool:

@@ -53,6 +53,14 @@ def test_shops_are_tenants(shop, credential, mailpool_outbox):
     assert credential.scope == str(shop.pk)
 
 
+def test_a_key_that_no_shop_can_have_is_no_route(shop, credential, mailpool_outbox):
+    message = EmailMessage("hello", "text", "x@example.com", ["a@example.com"])
+    for tenant in (10**30, "0", 0):
+        message.tenant = tenant
+        with pytest.raises(NoRoute, match="no tenant"):
+            message.send()
+
+
 def test_shops_have_servers_of_their_own(shop, credential):
     other = apps.get_model("swapped.Shop").objects.create(code="other")
     MailServer.objects.update(tenant=other)

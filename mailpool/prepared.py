@@ -1,0 +1,131 @@
+"""A query whose SQL is made once and executed many times.
+
+Django makes the SQL of a queryset anew each time that it is executed, which takes longer than
+executing it where a row has as many columns as a credential with its server. Nothing else is
+left out: each execution asks the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import connections
+from django.db.models import Field, Model, QuerySet
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where one model's columns are in a row."""
+
+    model: type[Model]
+    columns: slice
+    attnames: list[str]
+    key: int
+    """Where its primary key is: nothing, if the row refers to none."""
+
+    attach: Callable[[Any, Any], object] | None
+    """Puts the instance on the one that refers to it."""
+
+    @classmethod
+    def of(cls, info: dict[str, Any], select: Sequence[Any]) -> Part:
+        """*info* is what the compiler calls ``klass_info``."""
+        first, last = info["select_fields"][0], info["select_fields"][-1]
+        model = info["model"]
+        names = [column.target.attname for column, _, _ in select[first : last + 1]]
+        key = first + names.index(model._meta.pk.attname)
+        return cls(model, slice(first, last + 1), names, key, info.get("local_setter"))
+
+    def instance(self, using: str, row: list[Any]) -> Any:
+        return self.model.from_db(using, self.attnames, row[self.columns])
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What executing a queryset takes once its SQL is there. It belongs to no connection."""
+
+    using: str
+    sql: str
+    parameter: Field[Any, Any] | None
+    """The column that the one parameter is compared with; ``None``: there is no parameter."""
+
+    main: Part
+    related: list[Part]
+    annotations: dict[str, int]
+    converted: dict[int, Any]
+    """Positions in a row of what the backend or the field converts."""
+
+    def rows(self, value: Any = None) -> list[Any]:
+        """The instances, as the queryset's own execution would make them.
+
+        *value* takes the place of the one that the queryset was made with. Raises what a look-up
+        raises for a value that the column can't have.
+        """
+        connection = connections[self.using]
+        parameters = []
+        if self.parameter is not None:
+            value = self.parameter.get_prep_value(value)
+            parameters = [self.parameter.get_db_prep_value(value, connection, prepared=True)]
+        with connection.cursor() as cursor:
+            cursor.execute(self.sql, parameters)
+            found = cursor.fetchall()
+        converters = [
+            (position, expression, _converters(expression, connection))
+            for position, expression in (self.converted.items() if found else ())
+        ]
+        return [self._instance(list(row), converters, connection) for row in found]
+
+    def _instance(
+        self, row: list[Any], converters: Sequence[tuple[int, Any, Any]], connection: Any
+    ) -> Any:
+        for position, expression, chain in converters:
+            for convert in chain:
+                row[position] = convert(row[position], expression, connection)
+        instance = self.main.instance(self.using, row)
+        for part in self.related:
+            assert part.attach
+            is_there = row[part.key] is not None
+            part.attach(instance, part.instance(self.using, row) if is_there else None)
+        for name, position in self.annotations.items():
+            setattr(instance, name, row[position])
+        return instance
+
+
+def prepare(queryset: QuerySet[Any], column: Field[Any, Any] | None, value: Any) -> Prepared | None:
+    """*queryset*, which compares *column* with *value* and has no other parameter.
+
+    ``None`` where it is more than that: where the column's type makes its own SQL of a value, the
+    queryset has to be executed as it is.
+    """
+    connection = connections[queryset.db]
+    compiler = queryset.query.get_compiler(queryset.db)
+    sql, parameters = compiler.as_sql()
+    expected: tuple[Any, ...] = ()
+    if column is not None:
+        prepared = column.get_prep_value(value)
+        expected = (column.get_db_prep_value(prepared, connection, prepared=True),)
+    if tuple(parameters) != expected:
+        return None
+    # What ModelIterable does with the rows of a query, with all that doesn't depend on them.
+    select, info = compiler.select, compiler.klass_info
+    return Prepared(
+        using=queryset.db,
+        sql=sql,
+        parameter=column,
+        main=Part.of(info, select),
+        related=[Part.of(each, select) for each in info.get("related_klass_infos", ())],
+        annotations=compiler.annotation_col_map,
+        converted={
+            position: expression
+            for position, (expression, _, _) in enumerate(select)
+            if _converters(expression, connection)
+        },
+    )
+
+
+def _converters(expression: Any, connection: Any) -> list[Callable[..., Any]]:
+    return [
+        *connection.ops.get_db_converters(expression),
+        *expression.get_db_converters(connection),
+    ]
