@@ -197,6 +197,12 @@ class TenantCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
             self.add_error("default_from", error)
 
     def _post_clean(self) -> None:
+        instance = self.instance
+        if instance.client_certificate and not instance.has_client_key:
+            # Revoked, and the key can't be entered here: a password is what it logs in with now.
+            instance.client_certificate = ""
+            if instance.mechanism == Credential.Mechanism.EXTERNAL:
+                instance.mechanism = Credential.Mechanism.AUTOMATIC
         # Before the model's own validation, which looks at both together.
         if self._server is not None:
             self.instance.server = self._server

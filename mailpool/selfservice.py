@@ -21,6 +21,10 @@ logger = logging.getLogger("mailpool")
 
 State = Literal["active", "unverified", "revoked", "suspended"]
 
+# Whatever a credential has, of this login or left from another one. An access token goes with the
+# grant that it is of.
+SECRETS = ("password", "refresh_token", "client_key")
+
 VERIFY_SECONDS = 15.0
 REACH_SECONDS = 5.0
 
@@ -28,13 +32,15 @@ REACH_SECONDS = 5.0
 def state(credential: Credential) -> State:
     """How *credential* is, for its tenant.
 
-    ``unverified``: inactive until it is verified. ``revoked``: without a password, until one is
-    entered, or without the permission of an OAuth 2 provider. ``suspended``: the operator switched
-    its server off.
+    ``unverified``: inactive until it is verified. ``revoked``: without what it logs in with, until
+    a password is entered: that, the permission of an OAuth 2 provider, or the private key of its
+    certificate. ``suspended``: the operator switched its server off.
     """
     if credential.is_oauth and not credential.is_connected:
         return "revoked"
     if credential.uses_password and not credential.has_password:
+        return "revoked"
+    if credential.client_certificate and not credential.has_client_key:
         return "revoked"
     if not credential.server.is_active:
         return "suspended"
@@ -117,12 +123,12 @@ def send_test(
 
 
 def revoke(credential: Credential) -> None:
-    """Remove *credential*'s password, or its permission of an OAuth 2 provider, from the database
-    and deactivate it; nothing else is sent.
+    """Remove every secret of *credential* from the database and deactivate it; nothing else is sent.
 
+    That is its password, the tokens of an OAuth 2 provider, and the private key of its certificate.
     Its connections are closed: in this process now, in others at the next send at the latest.
     """
-    secret = "refresh_token" if credential.is_oauth else "password"
-    setattr(credential, secret, "")
+    for secret in SECRETS:
+        setattr(credential, secret, "")
     credential.is_active = False
-    credential.save(update_fields=[secret, "is_active"])
+    credential.save(update_fields=[*SECRETS, "is_active"])

@@ -8,12 +8,15 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
 from django.db import IntegrityError, connection, transaction
+from django.utils import timezone
 
-from mailpool import delivery, relocation, verification
+from mailpool import delivery, relocation, selfservice, verification
 from mailpool.backends import EmailBackend
 from mailpool.exceptions import ClientCertificateError, SecretError
-from mailpool.models import Credential, MailServer
+from mailpool.forms import TenantCredentialForm
+from mailpool.models import Credential, MailServer, OAuthClient
 from mailpool.smtp.auth import MECHANISMS
+from mailpool.vault import EncryptedTextField
 from tests.clients import CertificateServer, ClientAuthority
 from tests.factories import CredentialFactory, MailServerFactory, TenantFactory
 from tests.smtp.test_client_certificates import encrypted
@@ -390,3 +393,54 @@ def test_the_error_is_mailpools_and_smtps():
     from smtplib import SMTPException
 
     assert issubclass(ClientCertificateError, SMTPException)
+
+
+# What tenants do with their own
+
+
+def secrets_of(credential):
+    """The encrypted columns of the row that hold anything, as the database has them."""
+    names = [
+        each.column for each in Credential._meta.fields if isinstance(each, EncryptedTextField)
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT username, {', '.join(names)} FROM mailpool_credential")
+        (row,) = [found[1:] for found in cursor.fetchall() if found[0] == credential.username]
+    return {name for name, stored in zip(names, row, strict=True) if stored}
+
+
+@pytest.mark.parametrize("kind", ["password", "authorization_code"])
+def test_revoking_leaves_no_secret_of_any_kind(make, kind):
+    """Of no login: neither of the one that it has, nor what is left from another."""
+    client = OAuthClient.objects.create(
+        name="Provider", token_url="https://a.example", client_id="i"
+    )
+    bob = make("bob", username="bob", password="secret", oauth_client=client, kind=kind)
+    mary = make("mary", username="mary", password="secret")
+    bob.refresh_token, bob.access_token = "refresh", "access"
+    bob.access_token_expires_at = timezone.now()
+    bob.save()
+    assert secrets_of(bob) == {"password", "refresh_token", "access_token", "client_key"}
+    selfservice.revoke(bob)
+    assert secrets_of(bob) == set()
+    assert secrets_of(mary) == {"password", "client_key"}
+    row = Credential.objects.get(pk=bob.pk)
+    assert selfservice.state(row) == "revoked"
+    assert (row.is_active, row.connected_at, row.access_token_expires_at) == (False, None, None)
+
+
+def test_a_certificate_that_was_revoked_is_not_in_the_way_of_a_password(make):
+    bob = make("bob", mechanism="EXTERNAL")
+    selfservice.revoke(bob)
+    assert selfservice.state(Credential.objects.get()) == "revoked"
+    page = TenantCredentialForm(
+        {"server": str(bob.server_id), "username": "bob", "password": "new", "default_from": ""},
+        instance=Credential.objects.get(),
+        tenant=bob.tenant,
+        servers=MailServer.objects.all(),
+    )
+    assert page.is_valid(), page.errors
+    page.save()
+    row = Credential.objects.get()
+    assert (row.password, row.client_certificate, row.mechanism) == ("new", "", "")
+    assert selfservice.state(row) == "unverified"
