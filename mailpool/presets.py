@@ -27,6 +27,8 @@ PRESETS = {
         # Without these Google gives a refresh token the first time only, or never.
         {"access_type": "offline", "prompt": "consent"},
     ),
+    # A service account is sent nowhere: it signs for itself.
+    "google_service": Preset("", "https://oauth2.googleapis.com/token", "https://mail.google.com/"),
     "microsoft": Preset(
         _MICROSOFT.format("organizations", "authorize"),
         _MICROSOFT.format("organizations", "token"),

@@ -34,7 +34,7 @@ class SubmittedSecretsFilter(SafeExceptionReporterFilter):
 
 
 def _is_secret(name: str) -> bool:
-    return any(word in name.lower() for word in ("password", "secret", "client_key"))
+    return any(word in name.lower() for word in ("password", "secret", "client_key", "private_key"))
 
 
 def _submitted(request: HttpRequest | None) -> list[str]:
@@ -52,7 +52,7 @@ def _submitted(request: HttpRequest | None) -> list[str]:
 
 def _lines(key: str) -> list[str]:
     """The lines of a key in PEM form: it may be shown in part, or with other line ends."""
-    lines = [line.strip() for line in key.split("\n")]
+    lines = [line.strip() for line in key.replace("\\n", "\n").split("\n")]  # as JSON has them, too
     return [line for line in lines[:-1] if len(line) >= 16 and not line.startswith("-----")]
 
 

@@ -123,7 +123,7 @@ def send_test(
 
 
 def revoke(credential: Credential) -> None:
-    """Remove every secret of *credential* from the database and deactivate it; nothing else is sent.
+    """Remove every secret of *credential* from the database and deactivate it; nothing is sent.
 
     That is its password, the tokens of an OAuth 2 provider, and the private key of its certificate.
     Its connections are closed: in this process now, in others at the next send at the latest.

@@ -189,7 +189,7 @@ def test_app_only_access_is_given_by_those_who_may_change_clients(client, google
     assert "those who may change OAuth clients" in errors(client.post(page, other))
     row = Credential.objects.get()
     assert (row.priority, row.username) == (7, credential.username)
-    assert row.refresh_token == "app-only"
+    assert row.permission
 
 
 def test_app_only_access_to_another_server(admin_client, google):
@@ -202,7 +202,7 @@ def test_app_only_access_to_another_server(admin_client, google):
     assert admin_client.post(page, form).status_code == 302
     row = Credential.objects.select_related("server", "oauth_client").get(pk=credential.pk)
     assert row.server == other
-    assert row.refresh_token == "app-only"
+    assert row.permission
 
 
 # Connecting an account

@@ -64,12 +64,12 @@ def _oauth_trouble(credential: Credential) -> tuple[str, str] | None:
         return gettext("connect again"), credential.needs_attention
     if not credential.is_connected:
         text = gettext("The account is not connected. Choose “Connect account”.")
-        if credential.kind == Credential.Kind.CLIENT_CREDENTIALS:
+        if credential.is_by_application:
             text = gettext("The application has no access. Save the account to give it.")
         return gettext("not connected"), text
     try:
-        credential.refresh_token  # noqa: B018
-        credential.oauth_client.client_secret  # type: ignore[union-attr]  # noqa: B018
+        client = credential.oauth_client
+        credential.permission, client.client_secret, client.private_key  # type: ignore[union-attr]  # noqa: B018
     except SecretError as error:
         return gettext("does not decrypt"), str(error)
     return None
@@ -167,12 +167,13 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
             self.instance.password = ""
         if "kind" in self.changed_data and self.instance.is_connected:
             self.instance.refresh_token = ""
-        if kind == Credential.Kind.CLIENT_CREDENTIALS:
+        if Credential(kind=kind).is_by_application:
             self._check_app_only()
 
     def _check_app_only(self) -> None:
         """Whoever may have such an account may send as any mailbox that the application may."""
-        if self.instance.is_connected and _APP_ONLY_IS_FOR.isdisjoint(self.changed_data):
+        is_the_same = _APP_ONLY_IS_FOR.isdisjoint(self.changed_data) and self.instance.is_connected
+        if is_the_same and not (self.may_use_application and self._is_stopped()):
             return
         if self.may_use_application:
             self.instance.allow_app_only()
@@ -181,6 +182,15 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
                 None,
                 _("App-only access is given by those who may change OAuth clients."),
             )
+
+    def _is_stopped(self) -> bool:
+        """Whether the provider, or a mark for something else, keeps it from sending; saving it is
+        how it is tried again."""
+        try:
+            self.instance.permission  # noqa: B018
+        except SecretError:
+            return True
+        return bool(self.instance.needs_attention)
 
     def _goes_elsewhere(self, secret: str) -> bool:
         """Whether it is to be another tenant's or for another server; secrets stay behind."""
@@ -391,7 +401,7 @@ class CredentialAdmin(CredentialVerification, ConnectPage, TrailLink, SecretiveA
         """Since when this site may send with the account."""
         if not credential.is_connected:
             return gettext("Not connected")
-        if credential.kind == Credential.Kind.CLIENT_CREDENTIALS:
+        if credential.is_by_application:
             return gettext("By the application itself: nobody has to connect the account.")
         when = credential.connected_at
         return gettext("Connected on %(when)s") % {"when": _minute(when) if when else "-"}

@@ -17,11 +17,11 @@ from mailpool.admin.secrecy import SecretiveAdmin
 from mailpool.exceptions import SecretError
 from mailpool.models import OAuthClient
 from mailpool.vault import get_keyring
-from mailpool.vault.fields import SecretFormField
+from mailpool.vault.fields import SecretFormField, SecretTextarea
 
 
 class OAuthClientForm(forms.ModelForm):  # type: ignore[type-arg]
-    """Takes a client secret and never shows one."""
+    """Takes a client secret, or a service account's key, and never shows one."""
 
     client_secret = SecretFormField(label=_("Client secret"), required=False)
 
@@ -32,37 +32,60 @@ class OAuthClientForm(forms.ModelForm):  # type: ignore[type-arg]
             "provider",
             "client_id",
             "client_secret",
+            "private_key",
             "authorization_url",
             "token_url",
             "scopes",
         )
+        widgets = {"private_key": SecretTextarea()}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if "client_secret" in self.fields:
-            when = self.instance.client_secret_set_at
-            text = gettext("Not set. It is stored encrypted and never shown again.")
-            if self.instance.has_client_secret and when:
-                text = gettext("Set on %(when)s. Leave empty to keep it.") % {
-                    "when": f"{timezone.localtime(when):%Y-%m-%d %H:%M}"
-                }
-            self.fields["client_secret"].help_text = text
+        not_set = {
+            "client_secret": gettext("Not set. It is stored encrypted and never shown again."),
+            "private_key": gettext(
+                "Not set. Paste the whole JSON key file, or the private key in PEM form and the "
+                "service account's address (client_email) as client ID. It is stored encrypted "
+                "and never shown again."
+            ),
+        }
+        for name in not_set.keys() & self.fields.keys():
+            self.fields[name].help_text = self._set_on(name) or not_set[name]
 
     def clean(self) -> dict[str, Any] | None:
         cleaned = super().clean()
         if cleaned is None:
             return None
-        if cleaned.get("client_secret"):
-            try:
-                get_keyring().newest  # noqa: B018
-            except SecretError as error:
-                self.add_error("client_secret", str(error))
-        elif self.instance.has_client_secret and "token_url" in self.changed_data:
+        for name in ("client_secret", "private_key"):
+            if cleaned.get(name):
+                try:
+                    get_keyring().newest  # noqa: B018
+                except SecretError as error:
+                    self.add_error(name, str(error))
+        changed = {"token_url", "client_id"}.intersection(self.changed_data)
+        if (
+            "token_url" in changed
+            and self.instance.has_client_secret
+            and not cleaned.get("client_secret")
+        ):
             self.add_error(
                 "client_secret",
                 _("Enter the client secret again: the stored one is for the former token URL."),
             )
+        if changed and self.instance.has_private_key and not cleaned.get("private_key"):
+            self.add_error(
+                "private_key",
+                _("Paste the key again: the stored one is for the former token URL and client ID."),
+            )
         return cleaned
+
+    def _set_on(self, name: str) -> str:
+        when = getattr(self.instance, f"{name}_set_at")
+        if not getattr(self.instance, f"has_{name}") or not when:
+            return ""
+        return gettext("Set on %(when)s. Leave empty to keep it.") % {
+            "when": f"{timezone.localtime(when):%Y-%m-%d %H:%M}"
+        }
 
 
 @admin.register(OAuthClient)
@@ -73,7 +96,7 @@ class OAuthClientAdmin(SecretiveAdmin):
     list_display = ("name", "provider", "client_id")
     search_fields = ("name", "client_id")
     fieldsets = (
-        (None, {"fields": ("name", "provider", "client_id", "client_secret")}),
+        (None, {"fields": ("name", "provider", "client_id", "client_secret", "private_key")}),
         (_("Addresses and scopes"), {"fields": ("authorization_url", "token_url", "scopes")}),
     )
 

@@ -21,6 +21,7 @@ from mailpool.models.oauth import OAuthClient
 from mailpool.models.scopes import ScopeField, scope_of
 from mailpool.models.secret_fields import leave_out_unset_secrets, secret_field
 from mailpool.models.servers import MailServer
+from mailpool.secret import Secret
 from mailpool.validators import validate_from_address, validate_full_address
 from mailpool.vault import EncryptedQuerySet, EncryptedTextField
 
@@ -54,8 +55,8 @@ _TOKEN_STATE = {
 }
 
 
-# Stands in the place of a refresh token where there is none.
-APP_ONLY = "app-only"
+# Logins that nobody connects: the application may send as more mailboxes than one.
+_BY_APPLICATION = ("client_credentials", "service_account")
 
 
 def new_grant() -> str:
@@ -81,6 +82,7 @@ class Credential(Audited):
         PASSWORD = "password", _("Password")
         AUTHORIZATION_CODE = "authorization_code", _("OAuth 2: somebody connects the account")
         CLIENT_CREDENTIALS = "client_credentials", _("OAuth 2: the application itself (app-only)")
+        SERVICE_ACCOUNT = "service_account", _("OAuth 2: a service account (Google Workspace)")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(
@@ -142,7 +144,7 @@ class Credential(Audited):
         default="",
         editable=False,
         changed_at="access_token_set_at",
-        bound_to=(*_ENTERED_FOR, *_PROVIDER, "kind", "grant"),
+        bound_to=(*_ENTERED_FOR, *_PROVIDER, "kind", "grant", "username"),
     )
     access_token_set_at = models.DateTimeField(null=True, blank=True, editable=False)
     access_token_expires_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -239,7 +241,7 @@ class Credential(Audited):
             models.CheckConstraint(
                 condition=models.Q(kind="password")
                 | models.Q(
-                    kind__in=["authorization_code", "client_credentials"],
+                    kind__in=["authorization_code", "client_credentials", "service_account"],
                     oauth_client__isnull=False,
                 ),
                 name="mailpool_credential_kind",
@@ -268,9 +270,11 @@ class Credential(Audited):
         A refresh token that is set begins a new grant; a new row may have app-only access.
         """
         is_new = self._state.adding or bool(kwargs.get("force_insert"))
-        if self.kind == self.Kind.CLIENT_CREDENTIALS and not self.is_connected and is_new:
+        if self.is_by_application and is_new and not self.is_connected:
             self.allow_app_only()
         begins = secret_field(self, "refresh_token").is_pending(self)
+        if self.is_by_application and begins and self.is_connected:
+            self.refresh_token = self._mark()
         if begins:
             self._begin_grant()
         kept = set() if begins else set(_TOKEN_STATE)
@@ -301,12 +305,36 @@ class Credential(Audited):
             self.access_token_expires_at = None
 
     def allow_app_only(self) -> None:
-        """Let app-only access be for the present tenant, server and OAuth client, once saved.
+        """Let app-only access be for the tenant, server, OAuth client and mailbox that are saved
+        with it.
 
         There is no secret of the account's own that could be bound to these, so a mark stands in
-        its place: whoever redirects the account by an edit or by SQL gets no token sent there.
+        the place of a refresh token. It names the mailbox, which the application could choose as
+        it likes: whoever redirects the account by an edit or by SQL gets no token.
         """
-        self.refresh_token = APP_ONLY
+        self.refresh_token = self._mark()
+
+    def _mark(self) -> str:
+        return f"{self.kind} {self.username}"
+
+    @property
+    def permission(self) -> Secret:
+        """What the next access token is got with: a refresh token, or the mark in its place.
+
+        ``SecretError`` if it does not open, or if it is that of another mailbox or login.
+        """
+        found: Secret = self.refresh_token
+        if found and self.is_by_application and found != self._mark():
+            raise SecretError(
+                f"The application may not send as {self.username}: its access was given for "
+                "another mailbox or login. Save the account in the admin to give it."
+            )
+        return found
+
+    @property
+    def is_by_application(self) -> bool:
+        """Whether the application itself gets access tokens, and nobody connects the account."""
+        return self.kind in _BY_APPLICATION
 
     @property
     def is_oauth(self) -> bool:
@@ -440,10 +468,24 @@ class Credential(Audited):
             raise ValidationError(
                 {"oauth_client": _("App-only access needs an OAuth client with a client secret.")}
             )
+        if self.kind == self.Kind.SERVICE_ACCOUNT:
+            self._clean_service_account(client)
         if self.kind == self.Kind.AUTHORIZATION_CODE and not client.authorization_url:
             raise ValidationError(
                 {"oauth_client": _("To connect an account it needs an authorization URL.")}
             )
+
+    def _clean_service_account(self, client: OAuthClient) -> None:
+        if not client.has_private_key:
+            raise ValidationError(
+                {"oauth_client": _("A service account needs an OAuth client with its key.")}
+            )
+        try:
+            validate_full_address(self.username)
+        except ValidationError:
+            raise ValidationError(
+                {"username": _("Enter the mailbox's full address, such as bob@example.com.")}
+            ) from None
 
     def _clean_certificate(self, server: MailServer | None) -> None:
         if self.mechanism == self.Mechanism.EXTERNAL and not self.client_certificate:

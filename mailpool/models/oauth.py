@@ -11,6 +11,8 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool.models.secret_fields import leave_out_unset_secrets, secret_field
 from mailpool.presets import preset
+from mailpool.secret import Secret
+from mailpool.service_accounts import is_same_host, read_key
 from mailpool.validators import validate_provider_url
 from mailpool.vault import EncryptedQuerySet, EncryptedTextField
 
@@ -20,6 +22,7 @@ class OAuthClient(models.Model):
 
     class Provider(models.TextChoices):
         GOOGLE = "google", _("Google")
+        GOOGLE_SERVICE = "google_service", _("Google Workspace, by a service account")
         MICROSOFT = "microsoft", _("Microsoft 365")
         MICROSOFT_APP = "microsoft_app", _("Microsoft 365, by the application itself (app-only)")
         OTHER = "other", _("Another provider")
@@ -40,7 +43,9 @@ class OAuthClient(models.Model):
         max_length=500,
         blank=True,
         validators=[validate_provider_url],
-        help_text=_("Where people allow this site to send. App-only access needs none."),
+        help_text=_(
+            "Where people allow this site to send. Not for app-only access and service accounts."
+        ),
     )
     token_url = models.CharField(
         _("token URL"),
@@ -58,7 +63,12 @@ class OAuthClient(models.Model):
         blank=True,
         help_text=_("What permission is asked for; several are separated by blanks."),
     )
-    client_id = models.CharField(_("client ID"), max_length=500)
+    client_id = models.CharField(
+        _("client ID"),
+        max_length=500,
+        blank=True,
+        help_text=_("Of a service account its address; its JSON key has it."),
+    )
     client_secret = EncryptedTextField(
         _("client secret"),
         blank=True,
@@ -69,6 +79,17 @@ class OAuthClient(models.Model):
     )
     client_secret_set_at = models.DateTimeField(
         _("client secret set on"), null=True, blank=True, editable=False
+    )
+    private_key = EncryptedTextField(
+        _("service account's key"),
+        blank=True,
+        default="",
+        changed_at="private_key_set_at",
+        # What is signed with it is told to that address.
+        bound_to=("token_url",),
+    )
+    private_key_set_at = models.DateTimeField(
+        _("service account's key set on"), null=True, blank=True, editable=False
     )
 
     objects = EncryptedQuerySet.as_manager()
@@ -89,11 +110,19 @@ class OAuthClient(models.Model):
         # What kept the provider from giving tokens may be put right now.
         paused = self.credentials.filter(token_lease="")
         models.QuerySet.update(paused, token_lease_until=None)
+        # Nobody connects these again: a new key, or delegation, is for all of them at once.
+        stopped = self.credentials.filter(kind="service_account").exclude(needs_attention="")
+        models.QuerySet.update(stopped, needs_attention="", needs_attention_since=None)
 
     @property
     def has_client_secret(self) -> bool:
         """Whether a client secret is stored, or set to be; it is not decrypted to find out."""
         return bool(secret_field(self, "client_secret").is_set(self))
+
+    @property
+    def has_private_key(self) -> bool:
+        """The same of a service account's key."""
+        return bool(secret_field(self, "private_key").is_set(self))
 
     def clean(self) -> None:
         known = preset(self.provider)
@@ -102,3 +131,41 @@ class OAuthClient(models.Model):
             setattr(self, name, " ".join(value.split()))
         if not self.token_url:
             raise ValidationError({"token_url": _("Enter the token URL.")})
+        self.client_id = self.client_id.strip()
+        if secret_field(self, "private_key").is_pending(self) and self.private_key:
+            self._take_key(self.private_key)
+        if self.provider == self.Provider.GOOGLE_SERVICE and not self.has_private_key:
+            raise ValidationError({"private_key": _("Paste the service account's key.")})
+        if not self.client_id:
+            raise ValidationError(
+                {"client_id": _("Enter the client ID, or the service account's address.")}
+            )
+
+    def _take_key(self, text: Secret) -> None:
+        """Keep of a key that was entered what is needed, if it is for the token URL."""
+        try:
+            key = read_key(text)
+        except ValidationError as error:
+            raise ValidationError({"private_key": error.messages}) from None
+        if key.token_url and not is_same_host(key.token_url, self.token_url):
+            raise ValidationError(
+                {
+                    "private_key": _(
+                        "This key is for another provider: its token_uri is not at the host of "
+                        "the token URL. Compare the two; nothing was stored."
+                    )
+                }
+            )
+        if key.email and self.client_id not in ("", key.email):
+            raise ValidationError(
+                {
+                    "client_id": _(
+                        "The key is that of another service account, %(email)s. Leave this empty "
+                        "to take that one."
+                    )
+                    % {"email": key.email}
+                }
+            )
+        self.client_id = self.client_id or key.email
+        if key.private_key != text:
+            self.private_key = key.private_key

@@ -6,6 +6,7 @@ The protocol is Authlib's, from the extra ``mailpool[oauth2]``, and loaded when 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -29,8 +30,15 @@ TIMEOUT = (5, 15)
 DEFAULT_LIFETIME = 3600
 LONGEST_LIFETIME = 30 * 86400
 
+# A signed assertion is good for so many seconds; clocks may differ by so many.
+ASSERTION_LIFETIME = 300
+SKEW = 30
+JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+
 # The permission is gone, and only the owner of the account can give it again.
 _WITHDRAWN = {"invalid_grant", "interaction_required", "consent_required", "login_required"}
+# The same of a service account: nobody lets it act for the mailbox.
+_NOT_DELEGATED = {"unauthorized_client", "access_denied"}
 _TEMPORARY = {"server_error", "temporarily_unavailable", "slow_down"}
 
 
@@ -116,6 +124,49 @@ def client_credentials(client: OAuthClient) -> Tokens:
     )
 
 
+def service_account(client: OAuthClient, mailbox: str) -> Tokens:
+    """The next access token for *mailbox*, which the service account may act for (RFC 7523)."""
+    assertion: list[Secret] = []
+
+    def question(session: Any) -> Any:
+        assertion.append(_assertion(client, mailbox))
+        return session.fetch_token(
+            client.token_url,
+            grant_type=JWT_BEARER,
+            assertion=str(assertion[0]),
+            # The assertion says who asks: no client ID beside it.
+            auth=lambda request: request,
+            allow_redirects=False,
+        )
+
+    return _ask(client, assertion, question, mailbox)
+
+
+def _assertion(client: OAuthClient, mailbox: str) -> Secret:
+    """Signed: that the service account asks, for *mailbox*, this provider, and now."""
+    from authlib.oauth2.rfc7523 import JWTBearerGrant
+    from joserfc.errors import JoseError
+    from joserfc.jwk import RSAKey
+
+    now = int(time.time())
+    try:
+        return Secret(
+            JWTBearerGrant.sign(
+                RSAKey.import_key(str(client.private_key)),
+                issuer=client.client_id,
+                audience=client.token_url,
+                subject=mailbox,
+                issued_at=now - SKEW,
+                expires_at=now + ASSERTION_LIFETIME,
+                claims={"scope": client.scopes},
+                alg="RS256",
+            )
+        )
+    except (JoseError, ValueError, TypeError):
+        text = _("The service account's key of %(client)s can't be used. Paste it again.")
+    raise OAuthError(text % {"client": client})
+
+
 def _session(client: OAuthClient, **kwargs: Any) -> Any:
     try:
         from authlib.integrations.requests_client import OAuth2Session
@@ -134,7 +185,12 @@ def _session(client: OAuthClient, **kwargs: Any) -> Any:
     )
 
 
-def _ask(client: OAuthClient, secrets: list[Secret], question: Callable[[Any], Any]) -> Tokens:
+def _ask(
+    client: OAuthClient,
+    secrets: list[Secret],
+    question: Callable[[Any], Any],
+    mailbox: str = "",
+) -> Tokens:
     """Put *question*. None of the errors has what was sent in it, nor the frames that sent it."""
     _require_safe(client.token_url)
     with _session(client) as session:
@@ -144,7 +200,8 @@ def _ask(client: OAuthClient, secrets: list[Secret], question: Callable[[Any], A
         try:
             return _tokens(question(session))
         except AuthlibBaseError as error:
-            raise _refusal(client, error, [*secrets, client.client_secret]) from None
+            hidden = [*secrets, client.client_secret, client.private_key]
+            raise _refusal(client, error, hidden, mailbox) from None
         except Timeout:
             raise _unavailable(client, _("it did not answer in time"), ProviderAway) from None
         except RequestException as error:
@@ -169,13 +226,22 @@ def _tokens(answer: Any) -> Tokens:
     )
 
 
-def _refusal(client: OAuthClient, error: Any, secrets: list[Secret]) -> OAuthError:
+def _refusal(client: OAuthClient, error: Any, secrets: list[Secret], mailbox: str) -> OAuthError:
     said = f"{error.error}: {error.description}" if error.description else str(error.error)
     for secret in filter(None, secrets):
         said = said.replace(secret, "(hidden)")
     said = "".join(c if c.isprintable() else " " for c in said)[:300]
     if error.error in _TEMPORARY:
         return _unavailable(client, said)
+    if mailbox and error.error in _WITHDRAWN | _NOT_DELEGATED:
+        return CredentialNeedsAttention(
+            _(
+                "The service account may not, or no longer, send as %(mailbox)s. See that the "
+                "mailbox is there, the key is not deleted and domain-wide delegation has the "
+                "scope; then save the OAuth client %(client)s. It said: %(said)s"
+            )
+            % {"mailbox": mailbox, "client": client, "said": said}
+        )
     if error.error in _WITHDRAWN:
         return CredentialNeedsAttention(
             _(

@@ -145,8 +145,9 @@ def _renew(row: Credential) -> _Found | None:
         text = _("The account is not connected. Connect it in the admin.")
         return _Found(row, error=CredentialNeedsAttention(text))
     try:
-        refresh_token = row.refresh_token
-        client.client_secret  # noqa: B018  (opens, or is an error before anything is begun)
+        permission = row.permission
+        # These open, or are an error before anything is begun.
+        client.client_secret, client.private_key  # noqa: B018
     except SecretError as error:
         return _Found(row, error=error)
     away_until, why = _away.get(client.pk, (0.0, ""))
@@ -157,8 +158,10 @@ def _renew(row: Credential) -> _Found | None:
     try:
         if row.kind == Credential.Kind.CLIENT_CREDENTIALS:
             tokens = provider.client_credentials(client)
+        elif row.kind == Credential.Kind.SERVICE_ACCOUNT:
+            tokens = provider.service_account(client, row.username)
         else:
-            tokens = provider.refresh(client, refresh_token)
+            tokens = provider.refresh(client, permission)
     except CredentialNeedsAttention as error:
         is_new = _finish(row, needs_attention=str(error), needs_attention_since=timezone.now())
         if is_new:
@@ -215,7 +218,7 @@ def _store(row: Credential, tokens: provider.Tokens) -> bool:
         "access_token_set_at": now,
         "access_token_expires_at": tokens.expires_at,
     }
-    if tokens.refresh_token and row.kind != Credential.Kind.CLIENT_CREDENTIALS:
+    if tokens.refresh_token and not row.is_by_application:
         values["refresh_token"] = _seal(row, "refresh_token", tokens.refresh_token)
     if not _finish(row, **values):
         return False
