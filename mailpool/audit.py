@@ -1,6 +1,7 @@
-"""The audit: who did what to which credential, and when. Entries are added and never changed.
+"""The audit: who did what to which credential, server or OAuth client, and when. Entries are added
+and never changed.
 
-Changes of credentials come here by themselves (``changes``); what changes no row is recorded by
+Changes of rows come here by themselves (``changes``); what changes no row is recorded by
 whoever does it, with ``record`` or ``note``. Nothing secret is ever in an entry.
 """
 
@@ -102,11 +103,14 @@ class AuditEntry(models.Model):
     actor = models.CharField(_("by"), max_length=255, blank=True)
     actor_key = models.CharField(_("user's key"), max_length=64, blank=True)
     way = models.CharField(_("way"), max_length=100)
-    # None: many at once, as a rotation does.
+    # One of these is set, and none where it is about many at once, as a rotation is.
     credential_id = models.UUIDField(_("credential"), null=True, blank=True)
+    server_id = models.UUIDField(_("mail server's key"), null=True, blank=True)
+    oauth_client_id = models.UUIDField(_("OAuth client's key"), null=True, blank=True)
     tenant = models.CharField(_("tenant"), max_length=200, blank=True)
     server = models.CharField(_("mail server"), max_length=100, blank=True)
     username = models.CharField(_("username"), max_length=255, blank=True)
+    oauth_client = models.CharField(_("OAuth client"), max_length=100, blank=True)
     details = models.TextField(_("details"), blank=True)
 
     objects = AuditQuerySet.as_manager()
@@ -119,11 +123,13 @@ class AuditEntry(models.Model):
         verbose_name_plural = _("audit trail")
         indexes: ClassVar = [
             models.Index(fields=["credential_id", "-id"], name="mailpool_audit_credential"),
+            models.Index(fields=["server_id", "-id"], name="mailpool_audit_server"),
+            models.Index(fields=["oauth_client_id", "-id"], name="mailpool_audit_client"),
             models.Index(fields=["when"], name="mailpool_audit_when"),
         ]
 
     def __str__(self) -> str:
-        whose = self.account or _("all credentials")
+        whose = self.about or _("all credentials")
         return f"{self.when:%Y-%m-%d %H:%M:%S} {self.action}: {whose}"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
@@ -141,23 +147,29 @@ class AuditEntry(models.Model):
         return f"{when:%Y-%m-%d %H:%M:%S}"
 
     @property
-    def account(self) -> str:
-        """What the credential was called; empty where the entry is about many."""
-        if self.credential_id is None:
+    def about(self) -> str:
+        """What the credential, server or OAuth client was called; empty where it was many."""
+        if self.credential_id is not None:
+            return f"{self.username or _('no login')} @ {self.server}"
+        if self.server_id is not None:
+            return str(_("mail server %(name)s") % {"name": self.server})
+        if self.oauth_client_id is not None:
+            return str(_("OAuth client %(name)s") % {"name": self.oauth_client})
+        return ""
+
+    @property
+    def owner(self) -> str:
+        """The tenant that it was of, ``(site)`` for the site itself; empty where that says nothing,
+        as with OAuth clients, which are everybody's."""
+        if self.credential_id is None and self.server_id is None:
             return ""
-        return f"{self.username or _('no login')} @ {self.server}"
+        return self.tenant or str(_("(site)"))
 
 
-def entry(action: Action, credential: Any, details: str = "") -> AuditEntry:
-    """An entry about *credential*, with the names that it has now; not written yet."""
-    return AuditEntry(
-        action=action,
-        credential_id=credential.pk,
-        tenant=name_of(credential, "tenant"),
-        server=name_of(credential, "server"),
-        username=credential.username,
-        details=details,
-    )
+def entry(action: Action, row: Any, details: str = "") -> AuditEntry:
+    """An entry about *row*, a credential, mail server or OAuth client, with the names that it has
+    now; not written yet."""
+    return AuditEntry(action=action, details=details, **row.audited_as())
 
 
 def name_of(row: Any, relation: str) -> str:
@@ -172,7 +184,7 @@ def name_of(row: Any, relation: str) -> str:
 
 
 def record(action: Action, credential: Any = None, details: str = "") -> None:
-    """Write an entry about *credential*, or about all of them.
+    """Write an entry about *credential* (or another row that is audited), or about all of them.
 
     For whoever changes something: within the same transaction, an entry that can't be written
     undoes the change.
@@ -255,7 +267,7 @@ def _log(entries: Sequence[AuditEntry]) -> None:
 
 
 def _line(new: AuditEntry) -> str:
-    whose = f"{new.tenant or '(site)'}, {new.account}" if new.account else "all credentials"
+    whose = ", ".join(filter(None, (new.owner, new.about))) or "all credentials"
     text = f"{new.action}: {whose} by {new.actor or 'a process'} ({new.way})"
     return f"{text}: {new.details}" if new.details else text
 
@@ -280,5 +292,8 @@ def as_dict(new: AuditEntry) -> dict[str, Any]:
         "tenant": new.tenant,
         "server": new.server,
         "username": new.username,
+        "server_key": str(new.server_id) if new.server_id else None,
+        "oauth_client_key": str(new.oauth_client_id) if new.oauth_client_id else None,
+        "oauth_client": new.oauth_client,
         "details": new.details,
     }

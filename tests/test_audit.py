@@ -48,7 +48,11 @@ def forget():
 
 
 def entries(**filters):
-    """(action, details) of each entry, in the order in which they were written."""
+    """(action, details) of each entry, in the order in which they were written.
+
+    Without *filters* of those that are not about a server or an OAuth client.
+    """
+    filters = filters or {"server_id": None, "oauth_client_id": None}
     found = AuditEntry.objects.filter(**filters).order_by("pk")
     return [(entry.action, entry.details) for entry in found]
 
@@ -393,6 +397,8 @@ def test_relocation_is_recorded_with_each_credential(bob):
     behind = f"{text}; the password did not open and stayed behind"
     assert entries(credential_id=mary.pk) == [("moved", behind)]
     assert len(entries()) == 3
+    address = "host: smtp.example.com → new.example.com; port: 587 → 465; security: starttls → tls"
+    assert entries(server_id=bob.server_id) == [("changed", address)]
 
 
 def test_rotation_is_one_entry_and_no_new_passwords(bob, settings):
@@ -659,7 +665,9 @@ def test_credential_and_trail_lead_to_each_other(admin, bob):  # noqa: F811
 
 
 def test_the_trail_is_searched_and_filtered(admin, bob):  # noqa: F811
-    CredentialFactory(tenant__slug="mary", username="mary", server__name="Elsewhere")
+    elsewhere = MailServerFactory(name="Elsewhere")
+    forget()
+    CredentialFactory(tenant__slug="mary", username="mary", server=elsewhere)
     with acting(get_user_model().objects.create_user("alice"), "form"):
         Credential.objects.filter(pk=bob.pk).update(is_active=False)
 
@@ -733,7 +741,7 @@ def test_the_command_shows_the_newest_first(bob):
     text, status = run("audit")
     assert status == 0
     head, _line, first, second = text.splitlines()
-    assert head.split() == ["Time", "Action", "By", "Way", "Tenant", "Account", "Details"]
+    assert head.split() == ["Time", "Action", "By", "Way", "Tenant", "About", "Details"]
     assert first.split()[2:] == ["disabled", "alice", "form", "bob", "bob", "@", "Main"]
     assert second.endswith("(a process)  code  bob     bob @ Main  priority: 10 → 3")
 
@@ -755,6 +763,9 @@ def test_the_command_is_for_machines_too(bob):
         "tenant": "bob",
         "server": "Main",
         "username": "bob",
+        "server_key": None,
+        "oauth_client_key": None,
+        "oauth_client": "",
         "details": "priority: 10 → 3",
     }
     assert timezone.datetime.fromisoformat(older["when"]).tzinfo
@@ -762,7 +773,9 @@ def test_the_command_is_for_machines_too(bob):
 
 
 def test_the_command_chooses(bob):
-    mary = CredentialFactory(tenant__slug="mary", username="mary")
+    server = MailServerFactory()
+    forget()
+    mary = CredentialFactory(tenant__slug="mary", username="mary", server=server)
     tenant = mary.tenant.pk
     Credential.objects.filter(pk=bob.pk).update(priority=3)
 

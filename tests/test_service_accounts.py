@@ -312,7 +312,7 @@ def test_no_secret_in_tracebacks_with_their_variables(
     shown.append(send()[0].error)
     client_of.private_key = client_of.private_key
     shown.append(invalidity(client_of))
-    assertions = [request["assertion"] for request in provider.requests]
+    assertions = [request["assertion"][:60] for request in provider.requests]
     for error in shown:
         trace = traceback.TracebackException.from_exception(error, capture_locals=True)
         text = "".join(trace.format())
@@ -392,6 +392,10 @@ def test_neither_mark_nor_key_opens_in_another_row(delegate, client_of, provider
     other.refresh_from_db()
     with pytest.raises(SecretError):
         other.private_key  # noqa: B018
+    sql("UPDATE mailpool_oauthclient SET token_url = 'https://evil.example/token'")
+    client_of.refresh_from_db()
+    with pytest.raises(SecretError):
+        client_of.private_key  # noqa: B018
     assert provider.requests == []
     assert mary.pk
 

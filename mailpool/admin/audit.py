@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
+from django.db import models
 from django.db.models import Exists, OuterRef, QuerySet, Value
 from django.http import HttpRequest
 from django.urls import reverse
@@ -13,19 +14,27 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from mailpool.audit import AuditEntry
-from mailpool.models import Credential
+from mailpool.models import Credential, MailServer, OAuthClient
+
+# What an entry may be about: the column with its key.
+ABOUT: dict[str, type[models.Model]] = {
+    "credential_id": Credential,
+    "server_id": MailServer,
+    "oauth_client_id": OAuthClient,
+}
 
 
 class TrailLink(admin.ModelAdmin):  # type: ignore[type-arg]
-    """From a credential's page to what was done to it."""
+    """From the page of a credential, server or OAuth client to what was done to it."""
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        credential = kwargs.get("obj")
-        if credential is not None and request.user.has_perm("mailpool.view_auditentry"):
+        row = kwargs.get("obj")
+        if row is not None and request.user.has_perm("mailpool.view_auditentry"):
             entries = reverse("admin:mailpool_auditentry_changelist")
-            context["trail_url"] = f"{entries}?credential_id__exact={credential.pk}"
+            key = next(name for name, model in ABOUT.items() if isinstance(row, model))
+            context["trail_url"] = f"{entries}?{key}__exact={row.pk}"
         return super().render_change_form(request, context, *args, **kwargs)
 
 
@@ -33,24 +42,29 @@ class TrailLink(admin.ModelAdmin):  # type: ignore[type-arg]
 class AuditEntryAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Entries, newest first. Superusers can't change them here either."""
 
-    list_display = ("time", "action", "who", "account_link", "tenant_name", "details")
+    list_display = ("time", "action", "who", "about_link", "tenant_name", "details")
     list_display_links = ("time",)
     list_filter = ("action", "when")
     list_per_page = 50
     show_full_result_count = False  # the table only grows
-    search_fields = ("username", "tenant", "server", "actor")
-    search_help_text = _("Finds usernames, tenants, servers and users, as they were called then.")
+    search_fields = ("username", "tenant", "server", "oauth_client", "actor")
+    search_help_text = _(
+        "Finds usernames, tenants, servers, OAuth clients and users, as they were called then."
+    )
     fields = (
         "time",
         "action",
         "who",
         "actor_key",
         "way",
-        "account_link",
+        "about_link",
         "credential_id",
+        "server_id",
+        "oauth_client_id",
         "tenant_name",
         "server",
         "username",
+        "oauth_client",
         "details",
     )
 
@@ -67,10 +81,13 @@ class AuditEntryAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return self.fields
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        has_page = Exists(Credential.objects.filter(pk=OuterRef("credential_id")))
-        may_view = request.user.has_perm("mailpool.view_credential")
+        pages = {}
+        for key, model in ABOUT.items():
+            may_view = request.user.has_perm(f"mailpool.view_{model._meta.model_name}")
+            there_is = Exists(model._default_manager.filter(pk=OuterRef(key)))
+            pages[f"{key}_has_page"] = there_is if may_view else Value(False)
         queryset: QuerySet[AuditEntry] = super().get_queryset(request)
-        return queryset.annotate(has_page=has_page if may_view else Value(False))
+        return queryset.annotate(**pages)
 
     @admin.display(description=_("time"), ordering="pk")
     def time(self, entry: AuditEntry) -> str:
@@ -80,17 +97,17 @@ class AuditEntryAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def who(self, entry: AuditEntry) -> str:
         return f"{entry.actor or gettext('a process')} ({entry.way})"
 
-    @admin.display(description=_("account"), ordering="username")
-    def account_link(self, entry: AuditEntry) -> str:
-        """The credential, with a link to its page as long as there is one."""
-        name = entry.account or gettext("(all credentials)")
-        if not entry.has_page:  # type: ignore[attr-defined]
-            return name
-        url = reverse("admin:mailpool_credential_change", args=[entry.credential_id])
-        return format_html('<a href="{}">{}</a>', url, name)
+    @admin.display(description=_("about"), ordering="username")
+    def about_link(self, entry: AuditEntry) -> str:
+        """What it is about, with a link to its page as long as there is one."""
+        name = entry.about or gettext("(all credentials)")
+        for key, model in ABOUT.items():
+            if getattr(entry, f"{key}_has_page"):
+                page = f"admin:mailpool_{model._meta.model_name}_change"
+                url = reverse(page, args=[getattr(entry, key)])
+                return format_html('<a href="{}">{}</a>', url, name)
+        return name
 
     @admin.display(description=_("tenant"), ordering="tenant")
     def tenant_name(self, entry: AuditEntry) -> str:
-        if entry.credential_id is None:
-            return ""
-        return entry.tenant or gettext("(site)")
+        return entry.owner

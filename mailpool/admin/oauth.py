@@ -12,6 +12,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from mailpool.admin.audit import TrailLink
 from mailpool.admin.connect import redirect_uri
 from mailpool.admin.secrecy import SecretiveAdmin
 from mailpool.exceptions import SecretError
@@ -89,7 +90,7 @@ class OAuthClientForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 @admin.register(OAuthClient)
-class OAuthClientAdmin(SecretiveAdmin):
+class OAuthClientAdmin(TrailLink, SecretiveAdmin):
     """One application at a provider."""
 
     form = OAuthClientForm

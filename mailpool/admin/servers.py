@@ -13,6 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool import conf
 from mailpool.admin.actions import set_field
+from mailpool.admin.audit import TrailLink
 from mailpool.admin.connections import ConnectionsPage
 from mailpool.admin.credentials import CredentialInline, choose_by_typing
 from mailpool.admin.moving import MovePage
@@ -30,7 +31,7 @@ def accounts_url(server: MailServer) -> str:
 
 
 @admin.register(MailServer)
-class MailServerAdmin(ServerVerification, MovePage, ConnectionsPage, SecretiveAdmin):
+class MailServerAdmin(ServerVerification, MovePage, ConnectionsPage, TrailLink, SecretiveAdmin):
     """One mail server: how it is reached, and whether its connections are maintained."""
 
     change_list_template = "admin/mailpool/server_list.html"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -11,9 +11,8 @@ from django.core.exceptions import ValidationError
 from django.db import models, transaction
 from django.utils.translation import gettext_lazy as _
 
-from mailpool import changes, conf
+from mailpool import audit, conf
 from mailpool.addresses import parse_mailbox
-from mailpool.audit import AuditEntry
 from mailpool.certificates import validate_client_certificate, validate_pair
 from mailpool.changes import Audited, AuditedQuerySet
 from mailpool.exceptions import SecretError
@@ -341,9 +340,15 @@ class Credential(Audited):
         """Whether it logs in with access tokens, and never with a password."""
         return self.kind != self.Kind.PASSWORD
 
-    @classmethod
-    def describe(cls, found: Sequence[changes.Change]) -> list[AuditEntry]:
-        return changes.of_credentials(found)
+    named_after = ("tenant", "server")
+
+    def audited_as(self) -> dict[str, Any]:
+        return {
+            "credential_id": self.pk,
+            "tenant": audit.name_of(self, "tenant"),
+            "server": audit.name_of(self, "server"),
+            "username": self.username,
+        }
 
     @property
     def login_name(self) -> str:

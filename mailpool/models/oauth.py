@@ -9,6 +9,7 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
+from mailpool.changes import Audited, AuditedQuerySet
 from mailpool.models.secret_fields import leave_out_unset_secrets, secret_field
 from mailpool.presets import preset
 from mailpool.secret import Secret
@@ -17,7 +18,11 @@ from mailpool.validators import validate_provider_url
 from mailpool.vault import EncryptedQuerySet, EncryptedTextField
 
 
-class OAuthClient(models.Model):
+class OAuthClientQuerySet(EncryptedQuerySet, AuditedQuerySet):  # type: ignore[override]
+    """Keeps the encrypted secrets out of reach of bulk updates, and records them."""
+
+
+class OAuthClient(Audited):
     """This site as a provider's OAuth 2 client: what the provider calls an application."""
 
     class Provider(models.TextChoices):
@@ -92,7 +97,7 @@ class OAuthClient(models.Model):
         _("service account's key set on"), null=True, blank=True, editable=False
     )
 
-    objects = EncryptedQuerySet.as_manager()
+    objects = OAuthClientQuerySet.as_manager()
 
     class Meta:
         base_manager_name = "objects"
@@ -102,6 +107,9 @@ class OAuthClient(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def audited_as(self) -> dict[str, Any]:
+        return {"oauth_client_id": self.pk, "oauth_client": self.name}
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Write the row; of an existing one the client secret only if it was set here."""

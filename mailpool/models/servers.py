@@ -10,7 +10,8 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from mailpool import conf
+from mailpool import audit, conf
+from mailpool.changes import Audited, AuditedQuerySet
 from mailpool.exceptions import ServerNotAllowed
 from mailpool.guard import Guard
 from mailpool.models.scopes import scope_of
@@ -47,7 +48,7 @@ SERVER_BOUNDS = {
 }
 
 
-class MailServer(models.Model):
+class MailServer(Audited):
     """How to reach one mail server, and whether connections to it are kept."""
 
     class Security(models.TextChoices):
@@ -181,7 +182,11 @@ class MailServer(models.Model):
         _("active"), default=True, help_text=_("Nothing is sent over an inactive server.")
     )
 
+    objects = AuditedQuerySet.as_manager()
+
     class Meta:
+        # Relations use the base manager, and what they change is recorded as well.
+        base_manager_name = "objects"
         ordering = ("name",)
         verbose_name = _("mail server")
         verbose_name_plural = _("mail servers")
@@ -215,6 +220,15 @@ class MailServer(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    named_after = ("tenant",)
+
+    def audited_as(self) -> dict[str, Any]:
+        return {
+            "server_id": self.pk,
+            "tenant": audit.name_of(self, "tenant"),
+            "server": self.name,
+        }
 
     @property
     def allows_login(self) -> bool:

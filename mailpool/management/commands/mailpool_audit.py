@@ -1,4 +1,4 @@
-"""``mailpool_audit``: who did what to which credential, and when."""
+"""``mailpool_audit``: who did what to which credential, server or OAuth client, and when."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ SHOWN = 100
 
 class Command(MailpoolCommand):
     help = (
-        "Show the audit trail of the credentials, newest first, or remove what is older than "
+        "Show the audit trail, newest first, or remove what is older than "
         "your rules say. Exit status: 0, or 1 for what can't be done."
     )
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--tenant", metavar="SLUG", help="About this tenant's credentials, also deleted ones."
+            "--tenant",
+            metavar="SLUG",
+            help="About this tenant's credentials and servers, also deleted.",
         )
         parser.add_argument(
             "--credential", metavar="KEY", help="About the credential with this key, also deleted."
@@ -84,7 +86,7 @@ class Command(MailpoolCommand):
         if not found:
             self.stdout.write("No entries.")
             return
-        head = ("Time", "Action", "By", "Way", "Tenant", "Account", "Details")
+        head = ("Time", "Action", "By", "Way", "Tenant", "About", "Details")
         self.print_table(head, [_row(entry) for entry in found[:limit]])
         if len(found) > limit:
             self.stdout.write(f"\nThere are older ones than these {limit}: see --limit.")
@@ -101,7 +103,7 @@ class Command(MailpoolCommand):
 def _chosen(options: dict[str, Any]) -> QuerySet[AuditEntry]:
     entries = AuditEntry.objects.all()
     if options["tenant"] is not None:
-        entries = entries.filter(credential_id__isnull=False, tenant=_slug(options["tenant"]))
+        entries = entries.filter(tenant=_slug(options["tenant"]))
     if options["credential"] is not None:
         try:
             entries = entries.filter(credential_id=UUID(options["credential"]))
@@ -139,6 +141,6 @@ def _time(option: str, text: str) -> datetime:
 
 
 def _row(entry: AuditEntry) -> tuple[str, ...]:
-    about = (entry.tenant or "(site)", entry.account) if entry.account else ("", "(all)")
+    about = (entry.owner, entry.about or "(all)")
     actor = entry.actor or "(a process)"
     return (entry.local_time, entry.action, actor, entry.way, *about, entry.details)
