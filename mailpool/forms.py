@@ -161,7 +161,7 @@ class TenantCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
         own = self._own_server()
         if own is not None and all(getattr(own, name) == address[name] for name in ADDRESS):
             return own
-        found = MailServer.objects.filter(tenant=self.tenant, **address).first()
+        found: MailServer | None = MailServer.objects.filter(tenant=self.tenant, **address).first()
         if found is not None:
             return found
         if own is None or own.credentials.exclude(pk=self.instance.pk).exists():

@@ -331,7 +331,8 @@ class CredentialAdmin(CredentialVerification, ConnectPage, TrailLink, SecretiveA
 
     form = CredentialForm
     inlines = (SenderInline,)
-    list_display = ("account", "tenant", "server", "problem", "is_active", "priority")
+    # Problems early, so that they are there on a phone.
+    list_display = ("account", "problem", "tenant", "server", "is_active", "priority")
     ordering = ("username", "pk")
     list_filter = ("is_active", "server")
     list_select_related = ("server", "tenant", "oauth_client")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django import forms
 from django.contrib import admin
@@ -96,6 +96,10 @@ class OAuthClientAdmin(TrailLink, SecretiveAdmin):
     form = OAuthClientForm
     list_display = ("name", "provider", "client_id")
     search_fields = ("name", "client_id")
+
+    class Media:
+        css: ClassVar = {"all": ["mailpool/admin.css"]}
+
     fieldsets = (
         (None, {"fields": ("name", "provider", "client_id", "client_secret", "private_key")}),
         (_("Addresses and scopes"), {"fields": ("authorization_url", "token_url", "scopes")}),
@@ -106,7 +110,8 @@ class OAuthClientAdmin(TrailLink, SecretiveAdmin):
             (title, first), *others = super().get_fieldsets(request, obj)
             text = gettext("Redirect URI, to be entered at the provider: {}")
             uri = redirect_uri(request, self.admin_site.name)
-            return ((title, {**first, "description": format_html(text, uri)}), *others)
+            shown = format_html('<code class="mailpool-address">{}</code>', uri)
+            return ((title, {**first, "description": format_html(text, shown)}), *others)
         # Whoever may only look is shown all fields as they are, and a secret is no field to show.
         return (
             (None, {"fields": ("name", "provider", "client_id")}),

@@ -19,6 +19,11 @@ def provider():
         yield provider
 
 
+def fits(page):
+    """Nothing has to be scrolled sideways."""
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, page.url
+
+
 def test_an_account_is_connected(page, log_in, provider):
     client = OAuthClient.objects.create(
         name="Provider",
@@ -31,13 +36,18 @@ def test_an_account_is_connected(page, log_in, provider):
     credential = CredentialFactory(
         username="bob@example.com", kind="authorization_code", oauth_client=client, password=""
     )
+    page.set_viewport_size({"width": 390, "height": 844})  # a phone's
     log_in(f"/admin/mailpool/credential/{credential.pk}/change/")
+    fits(page)
     shown = sync_api.expect(page.locator("body"))
     shown.to_contain_text("Not connected")
     page.click("text=Connect account")
+    fits(page)
     page.click("text=Continue to the provider")
     sync_api.expect(page).to_have_title("Provider")
     page.click("#allow")
     shown.to_contain_text("The account is connected.")
     shown.to_contain_text("Connected on")
     assert Credential.objects.get().refresh_token == provider.grants[0].refresh_token
+    page.goto(f"{page.url.partition('/admin/')[0]}/admin/mailpool/oauthclient/add/")
+    fits(page)
