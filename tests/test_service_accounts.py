@@ -13,7 +13,7 @@ from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.db import connection, transaction
 
-from mailpool import delivery, scrub
+from mailpool import delivery, scrub, secrecy
 from mailpool.admin.credentials import attention
 from mailpool.exceptions import (
     CredentialNeedsAttention,
@@ -542,3 +542,12 @@ def test_a_service_account_is_used_by_those_who_may_change_clients(client, clien
     assert client.post(page, boss).status_code == 302
     assert attention(stored(credential)) == ""
     assert MailServer.objects.count() == 1
+
+
+def test_error_pages_do_not_show_a_key_that_is_just_pasted(rf, key, provider):  # noqa: F811
+    """Neither as it was sent, nor with the line ends that it has once the JSON is read."""
+    request = rf.post("/", {"private_key": key_file(key, provider.url)})
+    secrecy.hide_submitted(request)
+    shown = request.exception_reporter_filter.get_post_parameters(request)
+    assert shown["private_key"] == request.exception_reporter_filter.cleansed_substitute
+    assert secrecy._contains(pem(key), secrecy._submitted(request))
