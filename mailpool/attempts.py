@@ -24,19 +24,34 @@ logger = logging.getLogger("mailpool")
 now = time.time
 
 
+# How many codes are mailed to one address for one tenant, within how many seconds. Whoever it
+# belongs to did not ask for them; and each is another chance to guess.
+MAILINGS = (5, 86400)
+
+
 def count(tenant: Any) -> None:
     """Count one attempt of *tenant*, a model instance; ``TooManyAttempts`` if it has no more.
 
     Also where the cache fails or forgets at once: what can't be counted can't be limited.
     """
     rate = conf.tenant_verify_rate()
-    if rate is None:
-        return
-    most, period = rate
+    if rate is not None:
+        _count(str(tenant.pk), *rate)
+
+
+def count_mailing(scope: str, address: str) -> None:
+    """Count one code that is mailed to *address* for the tenant of *scope*, in the same way.
+
+    By the address, not by the row: a row can be removed and entered anew.
+    """
+    _count(f"mail {scope} {address}", *MAILINGS)
+
+
+def _count(what: str, most: int, period: int) -> None:
     window, passed = divmod(now(), period)
     left = max(1, round(period - passed))
     # A key may be any text; a cache's key may not.
-    who = hashlib.sha256(str(tenant.pk).encode()).hexdigest()[:32]
+    who = hashlib.sha256(what.encode()).hexdigest()[:32]
     key = f"mailpool:attempts:{who}:{period}:{window:.0f}"
     try:
         cache.add(key, 0, timeout=period + 60)
@@ -50,9 +65,17 @@ def count(tenant: Any) -> None:
         raise TooManyAttempts(_("This is not possible right now. Try again later."), 60) from None
     if attempts > most:
         minutes = -(-left // 60)
-        text = ngettext(
-            "Too many attempts. Try again in %(count)d minute.",
-            "Too many attempts. Try again in %(count)d minutes.",
-            minutes,
-        )
-        raise TooManyAttempts(text % {"count": minutes}, left)
+        hours = -(-left // 3600)
+        if minutes <= 90:
+            text = ngettext(
+                "Too many attempts. Try again in %(count)d minute.",
+                "Too many attempts. Try again in %(count)d minutes.",
+                minutes,
+            ) % {"count": minutes}
+        else:
+            text = ngettext(
+                "Too many attempts. Try again in %(count)d hour.",
+                "Too many attempts. Try again in %(count)d hours.",
+                hours,
+            ) % {"count": hours}
+        raise TooManyAttempts(text, left)

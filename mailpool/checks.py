@@ -16,7 +16,7 @@ from django.db import DatabaseError, connections, router
 from django.db.models import CharField, TextField
 from django.utils.module_loading import import_string
 
-from mailpool import conf, marker
+from mailpool import conf, marker, txt_records
 from mailpool.exceptions import SecretError
 from mailpool.guard import Guard
 from mailpool.models import Credential, SiteMarker
@@ -56,6 +56,7 @@ def check_settings(
         *_request_tenant(),
         *_tenant_servers(),
         *_tenant_rate(),
+        *_ownership(),
     ]
 
 
@@ -217,6 +218,27 @@ def _tenant_rate() -> Iterator[CheckMessage]:
             str(error),
             hint="Until then tenants can neither save nor verify an account of their own.",
             id="mailpool.E017",
+        )
+
+
+def _ownership() -> Iterator[CheckMessage]:
+    given = conf.get("VERIFY_SENDERS")
+    if not isinstance(given, bool):
+        yield Error(
+            f"MAILPOOL['VERIFY_SENDERS'] is {given!r}.",
+            hint="It must be True or False.",
+            id="mailpool.E003",
+        )
+    try:
+        conf.sender_dns_servers()
+    except ImproperlyConfigured as error:
+        yield Error(str(error), hint="Until then nothing is proven by DNS.", id="mailpool.E018")
+    if given and not txt_records.is_installed():
+        yield Warning(
+            "MAILPOOL['VERIFY_SENDERS'] is on, and the library that looks into DNS is missing.",
+            hint="Install it: pip install mailpool[dns]. Until then senders are proven by emailed "
+            "codes alone, and whole domains by operators alone.",
+            id="mailpool.W040",
         )
 
 
@@ -517,5 +539,30 @@ def check_oauth(
             f"{count} credentials log in by OAuth 2, and the library for that is not installed.",
             hint="Install it: pip install mailpool[oauth2].",
             id="mailpool.E040",
+        )
+    ]
+
+
+@register(Tags.database)
+def check_codes(
+    app_configs: Sequence[AppConfig] | None = None,
+    databases: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> list[CheckMessage]:
+    """Codes for senders are mailed with the site's own account: is there one?"""
+    alias = router.db_for_read(Credential)
+    if alias not in (databases or ()) or not conf.verifies_senders():
+        return []
+    own = Credential.objects.using(alias).filter(tenant=None, is_active=True)
+    try:
+        if own.filter(server__is_active=True).exists():
+            return []
+    except DatabaseError:
+        return []  # not migrated, or it does not answer, which others report
+    return [
+        Warning(
+            "There is no active credential of the site's own, so no tenant gets a code.",
+            hint="Enter one without a tenant, or let senders be proven by DNS and operators.",
+            id="mailpool.W041",
         )
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +36,8 @@ DEFAULTS: dict[str, Any] = {
     "TENANT_SERVER_NETWORKS": (),  # where tenants' servers may be, beside public addresses
     "TENANT_SERVER_PORTS": MAIL_PORTS,
     "TENANT_VERIFY_RATE": "10/hour",  # attempts of a tenant in mailpool.views; None: no limit
+    "VERIFY_SENDERS": False,  # whether a tenant sends only as those that it was proven to own
+    "SENDER_DNS_SERVERS": None,  # name servers that are asked for proofs; None: the system's
     "SITE": None,  # name of this installation; None: databases are not told apart
 }
 
@@ -98,6 +101,42 @@ def tenant_guard() -> Guard:
             "TENANT_SERVER_NETWORKS or TENANT_SERVER_PORTS of MAILPOOL can't be used, so no "
             f"server of a tenant is: {error}."
         ) from error
+
+
+def verifies_senders() -> bool:
+    """Whether tenants' senders count only once their ownership is proven.
+
+    On for anything that is not false, so that a mistake in the setting does not open it.
+    """
+    return bool(get("VERIFY_SENDERS"))
+
+
+def sender_dns_servers() -> list[tuple[str, int]] | None:
+    """Address and port of the name servers to ask; ``None``: those of the system.
+
+    ``ImproperlyConfigured`` where the setting can't be read.
+    """
+    given = get("SENDER_DNS_SERVERS")
+    if given is None:
+        return None
+    try:
+        if isinstance(given, str) or not given:
+            raise ValueError
+        return [_name_server(str(each)) for each in given]
+    except (TypeError, ValueError):
+        raise ImproperlyConfigured(
+            f"MAILPOOL['SENDER_DNS_SERVERS'] is {given!r}. Write a list of addresses, such as "
+            "['192.0.2.53'], with a port if it is not 53: '192.0.2.53:5353', '[2001:db8::53]:5353'."
+        ) from None
+
+
+def _name_server(text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(?:\[(?P<six>[^]]+)\]|(?P<four>[^:]+))(?::(?P<port>[0-9]{1,5}))?", text)
+    host = (match["six"] or match["four"]) if match else text
+    port = int(match["port"] or 53) if match else 53
+    if not 0 < port < 65536:
+        raise ValueError
+    return str(ipaddress.ip_address(host)), port
 
 
 _PERIODS = {"minute": 60, "hour": 3600, "day": 86400}

@@ -24,6 +24,7 @@ __all__ = [
     "NoRoute",
     "OAuthError",
     "OAuthUnavailable",
+    "OwnershipError",
     "PoolTimeout",
     "RouteError",
     "SecretError",
@@ -60,6 +61,10 @@ class SenderNotAllowed(RouteError):
 
 class ServerNotAllowed(MailpoolError):
     """A tenant's server is where its connections may not go. Nothing was connected to."""
+
+
+class OwnershipError(MailpoolError):
+    """The ownership of a sender was not proven. The text is for its tenant."""
 
 
 class PoolTimeout(MailpoolError):

@@ -15,9 +15,9 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool import conf
 from mailpool.exceptions import InvalidMessage, SecretError, ServerNotAllowed
-from mailpool.models import Credential, MailServer
+from mailpool.models import Credential, MailServer, Sender
 from mailpool.relocation import ADDRESS
-from mailpool.validators import literal_addresses, validate_host
+from mailpool.validators import literal_addresses, normalize_sender, validate_host
 from mailpool.vault import get_keyring
 from mailpool.vault.fields import SecretFormField
 
@@ -234,6 +234,25 @@ class TenantCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
         if left is not None and left.pk != server.pk:
             with suppress(RestrictedError, ProtectedError):  # something else needs it
                 left.delete()
+
+
+class TenantSenderForm(forms.ModelForm):  # type: ignore[type-arg]
+    """A further sender of *credential*. It counts for nothing until its ownership is proven."""
+
+    class Meta:
+        model = Sender
+        fields = ("address",)
+
+    def __init__(self, *args: Any, credential: Credential, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.instance.credential = credential
+
+    def clean_address(self) -> str:
+        address = normalize_sender(self.cleaned_data["address"])
+        # Among this tenant's own: whether another one has it is nothing to be told.
+        if Sender.objects.filter(scope=self.instance.get_scope(), address=address).exists():
+            raise ValidationError(_("You have entered this sender already."))
+        return address
 
 
 def _name(server: MailServer) -> str:

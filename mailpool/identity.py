@@ -75,7 +75,7 @@ def fit(message: EmailMessage, credential: Credential) -> int | None:
     of its domain, ``ANYBODY`` where it may send as anybody, ``REWRITTEN`` where it may not but
     sends it as itself; ``None`` where it does not send it."""
     if not _senders(credential):
-        return None if credential.rewrites_from else ANYBODY
+        return None if credential.rewrites_from or credential.needs_proof else ANYBODY
     found = identify(message, credential)
     # The envelope's sender has to be allowed like the header's: bounces go there, and some
     # readers show it. The bounce address was entered for that by whoever enters the senders.
@@ -118,9 +118,12 @@ def _is_default(from_email: object) -> bool:
 
 
 def _senders(credential: Credential) -> frozenset[str]:
-    """What it may send as; nothing listed: as anybody, or if it rewrites, as itself."""
+    """What it may send as; nothing listed: as anybody, or if it rewrites, as itself. Where
+    ownership has to be proven, neither: as nobody."""
     listed = credential.sender_addresses
-    if not listed and credential.rewrites_from and (own := own_mailbox(credential)):
+    if listed or credential.needs_proof:
+        return listed
+    if credential.rewrites_from and (own := own_mailbox(credential)):
         return frozenset([own.key])
     return listed
 

@@ -23,6 +23,7 @@ from mailpool.context import TenantRef, current_tenant
 from mailpool.exceptions import AmbiguousRoute, NoRoute, SenderNotAllowed
 from mailpool.identity import fit, header_from, identify
 from mailpool.models import Credential, Sender
+from mailpool.models.scopes import proof_of
 from mailpool.prepared import Prepared, prepare
 
 
@@ -61,6 +62,10 @@ class Router:
                     "or use_tenant(), or enter a credential without a tenant."
                 )
         return _choose(accounts, who, message)
+
+    def resolve_of_site(self, message: EmailMessage) -> Credential:
+        """The site's own credential for *message*, whatever tenant it is sent for."""
+        return _choose(self._of_key(None), "The site", message)
 
     # The tenant's accounts
 
@@ -117,7 +122,7 @@ class Router:
         found: dict[Any, tuple[Credential, set[str]]] = {}
         for row in rows:
             _, senders = found.setdefault(row.pk, (row, set()))
-            if row.sender_address is not None:
+            if row.sender_address is not None and row.counts(row.sender_address, row.sender_proof):
                 senders.add(row.sender_address)
         for credential, senders in found.values():
             credential.sender_addresses = frozenset(senders)
@@ -126,14 +131,21 @@ class Router:
     # The From address
 
     def _owner_of(self, sender: Mailbox) -> tuple[Any, str]:
-        """Whose address it is: the exact one first, then its domain, else the site's."""
-        matches = list(
-            Sender.objects.filter(address__in=[sender.key, sender.domain_key]).values_list(
-                "address", "credential__tenant_id"
-            )
+        """Whose address it is: the exact one first, then its domain, else the site's.
+
+        A tenant's that is not proven to be its own, where that is asked for, is nobody's.
+        """
+        matches = Sender.objects.filter(address__in=[sender.key, sender.domain_key]).values_list(
+            "address", "credential__tenant_id", "proof"
         )
+        asks = conf.verifies_senders()
+        entries = [
+            (address, owner)
+            for address, owner, proof in matches
+            if owner is None or not asks or proof == proof_of(str(owner), address)
+        ]
         for address in (sender.key, sender.domain_key):
-            owners = {owner for match, owner in matches if match == address}
+            owners = {owner for match, owner in entries if match == address}
             if len(owners) > 1:
                 raise AmbiguousRoute(
                     f"{sender.key} belongs to {len(owners)} tenants. Say which one sends: with "
@@ -167,7 +179,7 @@ def _query(column: str, value: Any) -> QuerySet[Credential]:
     rows: QuerySet[Any] = (
         Credential.objects.filter(of_tenant)
         .select_related("server", "tenant", "oauth_client")
-        .annotate(sender_address=F("senders__address"))
+        .annotate(sender_address=F("senders__address"), sender_proof=F("senders__proof"))
         .order_by()
     )
     return rows if marker.own() is None else rows.annotate(site_marker=marker.COLUMN)
@@ -238,9 +250,14 @@ def _choose(credentials: Sequence[Credential], who: str, message: EmailMessage) 
         tried = {identify(message, each).header.key for each in usable}
         raise SenderNotAllowed(
             f"{who} may not send as {' or '.join(sorted(tried))}: it is not among the senders of "
-            "its credentials."
+            f"its credentials{_or_not_proven(usable)}."
         )
     return min(ranked, key=lambda entry: entry[:3])[3]
+
+
+def _or_not_proven(credentials: Sequence[Credential]) -> str:
+    asks = any(credential.needs_proof for credential in credentials)
+    return ", or its ownership is not proven (VERIFY_SENDERS)" if asks else ""
 
 
 def _why_none(credentials: Sequence[Credential]) -> str:

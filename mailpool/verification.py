@@ -32,9 +32,11 @@ from mailpool.exceptions import (
     PoolTimeout,
     RouteError,
     SecretError,
+    SenderNotAllowed,
     ServerNotAllowed,
     WrongSite,
 )
+from mailpool.identity import fit
 from mailpool.models import Credential, MailServer
 from mailpool.oauth import tokens
 from mailpool.routing import require_own_server
@@ -323,9 +325,12 @@ def _full_address(text: str) -> str:
 
 def _own_address(credential: Credential) -> str:
     """An address that the credential may send as; where nothing names one, a guess."""
+    senders = [s.address for s in credential.senders.all()]
+    if credential.needs_proof:  # only those that count
+        senders = sorted(credential.sender_addresses)
     candidates = [credential.default_from]
-    candidates += [s.address for s in credential.senders.all() if not s.address.startswith("@")]
-    candidates += [f"postmaster{s.address}" for s in credential.senders.all()][:1]
+    candidates += [address for address in senders if not address.startswith("@")]
+    candidates += [f"postmaster{address}" for address in senders][:1]
     candidates.append(credential.username if "@" in credential.username else "")
     for text in filter(None, candidates):
         try:
@@ -359,9 +364,14 @@ def send_test_message(
         to=[recipient],
     )
 
-    def route(_message: EmailMessage) -> Credential:
+    def route(message: EmailMessage) -> Credential:
         if reason := switched_off(credential):
             raise NoRoute(reason)
+        if credential.needs_proof and fit(message, credential) is None:
+            raise SenderNotAllowed(
+                _("The ownership of %(address)s is not proven, so nothing is sent as it.")
+                % {"address": message.from_email}
+            )
         return credential
 
     result = delivery.deliver([message], route, deadline=deadline)[0]

@@ -29,10 +29,10 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 from django.views.generic import CreateView, DetailView, ListView, UpdateView
 
-from mailpool import attempts, audit, conf, selfservice
-from mailpool.exceptions import InvalidMessage, TooManyAttempts
-from mailpool.forms import TenantCredentialForm
-from mailpool.models import Credential, MailServer
+from mailpool import attempts, audit, conf, ownership, selfservice, txt_records
+from mailpool.exceptions import InvalidMessage, OwnershipError, TooManyAttempts
+from mailpool.forms import TenantCredentialForm, TenantSenderForm
+from mailpool.models import Credential, MailServer, Sender
 from mailpool.secrecy import hide_submitted
 
 
@@ -46,7 +46,22 @@ class Account:
     """Where it is: the tenant's own host, or the name of a server of the operator's."""
 
     urls: Mapping[str, str]
-    """The pages about it: ``detail``, ``update``, ``verify``, ``revoke``, ``test``."""
+    """The pages about it: ``detail``, ``update``, ``verify``, ``revoke``, ``test``,
+    ``sender_add``."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSender:
+    """A sender as its tenant sees it, where ownership has to be proven; for the templates."""
+
+    sender: Sender
+    state: ownership.State
+    takes_code: bool
+    record: tuple[str, str] | None
+    """Name and value of the TXT record that proves it; ``None`` where DNS is not looked at."""
+
+    urls: Mapping[str, str]
+    """What is posted about it: ``code``, ``enter``, ``dns``, ``remove``."""
 
 
 class TenantCredentialMixin(View):
@@ -129,11 +144,12 @@ class TenantCredentialMixin(View):
             }
         )
 
-    def url(self, page: str, credential: Credential | None = None) -> str:
+    def url(self, page: str, credential: Credential | None = None, **more: Any) -> str:
         """The address of a *page* from ``credential_urls()``, wherever it was included."""
         match = self.request.resolver_match
         namespace = match.namespace if match else ""
-        kwargs = {name: value for name, value in self.kwargs.items() if name != "pk"}
+        own = ("pk", "sender_pk")
+        kwargs = {name: value for name, value in self.kwargs.items() if name not in own} | more
         if credential is not None:
             kwargs["pk"] = credential.pk
         name = f"mailpool_credential_{page}"
@@ -141,7 +157,7 @@ class TenantCredentialMixin(View):
 
     def account(self, credential: Credential) -> Account:
         server = credential.server
-        pages = ("detail", "update", "verify", "revoke", "test")
+        pages = ("detail", "update", "verify", "revoke", "test", "sender_add")
         return Account(
             credential,
             selfservice.state(credential),
@@ -167,7 +183,22 @@ class CredentialDetailView(TenantCredentialMixin, DetailView):  # type: ignore[t
     http_method_names = ["get", "head"]
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        return super().get_context_data(account=self.account(self.object), **kwargs)
+        context = super().get_context_data(account=self.account(self.object), **kwargs)
+        if conf.verifies_senders():
+            context["senders"] = [self.sender(each) for each in self.object.senders.all()]
+            context.setdefault("sender_form", TenantSenderForm(credential=self.object))
+        return context
+
+    def sender(self, sender: Sender) -> OwnSender:
+        sender.credential = self.object  # instead of a query each
+        pages = ("code", "enter", "dns", "remove")
+        return OwnSender(
+            sender,
+            ownership.state(sender),
+            ownership.takes_code(sender),
+            ownership.dns_record(sender) if txt_records.is_installed() else None,
+            {page: self.url(f"sender_{page}", self.object, sender_pk=sender.pk) for page in pages},
+        )
 
 
 class _Saving(TenantCredentialMixin):
@@ -268,6 +299,76 @@ class CredentialTestView(_Acting):
         return super().post(request, *args, **kwargs)
 
 
+class SenderAddView(_Acting):
+    """A further sender of the account. It counts for nothing until its ownership is proven."""
+
+    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        if not conf.verifies_senders():  # who lists an address gets the mail routed by it
+            raise Http404
+        return super().post(request, *args, **kwargs)
+
+    def act(self, credential: Credential) -> dict[str, Any]:
+        form = TenantSenderForm(self.request.POST, credential=credential)
+        if not form.is_valid():
+            return {"sender_form": form}
+        try:
+            with transaction.atomic():
+                form.save()
+        except IntegrityError:  # somebody entered the same at the same moment
+            form.add_error("address", _("You have entered this sender already."))
+            return {"sender_form": form}
+        return {"done": _("Entered. Now show that it is yours.")}
+
+
+class _SenderActing(SenderAddView):
+    """What is done about one sender of the account; 404 for any other's."""
+
+    def act(self, credential: Credential) -> dict[str, Any]:
+        sender = credential.senders.filter(pk=self.kwargs["sender_pk"]).first()
+        if sender is None:
+            raise Http404
+        try:
+            return {"done": self.act_on(sender)}
+        except OwnershipError as error:
+            return {"error": str(error)}
+
+    def act_on(self, sender: Sender) -> str:
+        """Do it, and return what to say."""
+        raise NotImplementedError
+
+
+class SenderCodeView(_SenderActing):
+    """Mails a code to the sender."""
+
+    def act_on(self, sender: Sender) -> str:
+        ownership.send_code(sender)
+        return _("A code was sent to %(address)s.") % {"address": sender.address}
+
+
+class SenderEnterView(_SenderActing):
+    """Takes the code that was mailed."""
+
+    def act_on(self, sender: Sender) -> str:
+        ownership.enter_code(sender, self.request.POST.get("code", ""))
+        return _("%(address)s is yours.") % {"address": sender.address}
+
+
+class SenderDnsView(_SenderActing):
+    """Looks for the record in DNS."""
+
+    def act_on(self, sender: Sender) -> str:
+        ownership.check_dns(sender)
+        return _("%(address)s is yours.") % {"address": sender.address}
+
+
+class SenderRemoveView(_SenderActing):
+    """Removes the sender."""
+
+    def act_on(self, sender: Sender) -> str:
+        sender.delete()
+        return _("%(address)s was removed.") % {"address": sender.address}
+
+
 class CredentialRevokeView(TenantCredentialMixin, DetailView):  # type: ignore[type-arg]
     """Removes the password and deactivates the account. Never limited: it may be urgent."""
 
@@ -293,6 +394,11 @@ _PAGES: tuple[tuple[str, str, type[TenantCredentialMixin]], ...] = (
     ("<uuid:pk>/verify/", "verify", CredentialVerifyView),
     ("<uuid:pk>/test/", "test", CredentialTestView),
     ("<uuid:pk>/revoke/", "revoke", CredentialRevokeView),
+    ("<uuid:pk>/senders/", "sender_add", SenderAddView),
+    ("<uuid:pk>/senders/<uuid:sender_pk>/code/", "sender_code", SenderCodeView),
+    ("<uuid:pk>/senders/<uuid:sender_pk>/enter/", "sender_enter", SenderEnterView),
+    ("<uuid:pk>/senders/<uuid:sender_pk>/dns/", "sender_dns", SenderDnsView),
+    ("<uuid:pk>/senders/<uuid:sender_pk>/remove/", "sender_remove", SenderRemoveView),
 )
 
 

@@ -225,14 +225,41 @@ class SenderFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
                 return  # which its own field has said
 
 
+def ownership_of(sender: Sender) -> str:
+    """How it was proven that the tenant owns *sender*, for people."""
+    if sender._state.adding:
+        return ""
+    if sender.credential.tenant_id is None:
+        return gettext("The site's own: needs no proof")
+    if not sender.is_proven:
+        return gettext("Not proven: nothing is sent as it")
+    way, when = sender.get_proven_by_display(), sender.proven_at
+    return gettext("Proven by %(way)s, %(when)s") % {
+        "way": way,
+        "when": _minute(when) if when else "-",
+    }
+
+
 class SenderInline(admin.TabularInline):  # type: ignore[type-arg]
     """The addresses that a credential may send as."""
 
     model = Sender
     formset = SenderFormSet
     extra = 0
-    fields = ("address",)
+    readonly_fields = ("ownership",)
     verbose_name_plural = _("senders: with any listed, this account sends as no other address")
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        return ("address", "ownership") if conf.verifies_senders() else ("address",)
+
+    @admin.display(description=_("ownership"))
+    def ownership(self, sender: Sender) -> str:
+        return ownership_of(sender)
+
+
+def _entered(credential: Credential) -> set[str]:
+    """All of its senders, also those that are not proven yet."""
+    return set(credential.senders.values_list("address", flat=True))
 
 
 class AccountFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
@@ -249,7 +276,7 @@ class AccountFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
                 credential = form.instance
                 seen[(credential.get_scope(), credential.server_id, credential.username)] += 1
                 if "default_from" in form.changed_data and not form.errors:
-                    credential.check_senders(credential.sender_addresses)
+                    credential.check_senders(_entered(credential))
         twice = [username for (_, _, username), times in seen.items() if times > 1]
         if twice:
             raise ValidationError(

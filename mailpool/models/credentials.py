@@ -17,7 +17,7 @@ from mailpool.certificates import validate_client_certificate, validate_pair
 from mailpool.changes import Audited, AuditedQuerySet
 from mailpool.exceptions import SecretError
 from mailpool.models.oauth import OAuthClient
-from mailpool.models.scopes import ScopeField, scope_of
+from mailpool.models.scopes import ScopeField, proof_of, scope_of
 from mailpool.models.secret_fields import leave_out_unset_secrets, secret_field
 from mailpool.models.servers import MailServer
 from mailpool.secret import Secret
@@ -291,7 +291,7 @@ class Credential(Audited):
             super().save(*args, **kwargs)
             if moves:
                 scope = self.get_scope()
-                models.QuerySet.update(self.senders.exclude(scope=scope), scope=scope)
+                self.senders.exclude(scope=scope).void(scope=scope)
 
     def _begin_grant(self) -> None:
         """Another permission of the provider's: what belongs to the last one is over."""
@@ -383,11 +383,24 @@ class Credential(Audited):
         """Whether it sends as itself what comes from somebody that it may not send as."""
         return self.sender_policy == self.SenderPolicy.REWRITE
 
+    @property
+    def needs_proof(self) -> bool:
+        """Whether it sends only as those whose ownership is proven, and as nobody without one."""
+        return self.tenant_id is not None and conf.verifies_senders()
+
+    def counts(self, address: str, proof: str) -> bool:
+        """Whether it may send as *address*, which is among its senders with that *proof*."""
+        return not self.needs_proof or proof == proof_of(self.get_scope(), address)
+
     @cached_property
     def sender_addresses(self) -> frozenset[str]:
-        """The addresses that it may send as; none: anybody's. Read once, by routing with the row,
-        since messages are rendered where no database is asked any more."""
-        return frozenset(self.senders.values_list("address", flat=True))
+        """The addresses that it may send as; none: anybody's, unless it ``needs_proof``.
+
+        Read once, by routing with the row, since messages are rendered where no database is asked
+        any more.
+        """
+        rows = self.senders.values_list("address", "proof")
+        return frozenset(address for address, proof in rows if self.counts(address, proof))
 
     def check_senders(self, senders: Collection[str]) -> None:
         """``ValidationError`` where *senders*, as they are stored, leave the default From out, or

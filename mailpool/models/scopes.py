@@ -15,6 +15,15 @@ def scope_of(row: Any) -> str:
     return str(key.to_python(row.tenant_id))
 
 
+def proof_of(scope: str, address: str) -> str:
+    """What is stored with a sender whose ownership was proven: by which tenant, of what.
+
+    So a proof is worth nothing to another tenant or for another address, whichever way a row
+    came to have it. The site's own senders, whose scope is ``""``, need none.
+    """
+    return f"{scope} {address}"
+
+
 class ScopeField(models.CharField):  # type: ignore[type-arg]
     """The tenant's key as text, and ``""`` for the site itself.
 

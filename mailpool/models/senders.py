@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import models, router, transaction
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import changes
 from mailpool.audit import AuditEntry
 from mailpool.changes import Audited, AuditedQuerySet
 from mailpool.models.credentials import Credential
-from mailpool.models.scopes import ScopeField
+from mailpool.models.scopes import ScopeField, proof_of
 from mailpool.validators import normalize_sender, validate_sender
 
 
@@ -27,19 +27,46 @@ class SenderAddressField(models.CharField):  # type: ignore[type-arg]
         return address
 
 
+# What was proven, and the code that is on its way. Written by ``ownership`` alone, and never by
+# somebody who saves an instance that is a minute old.
+_OWNERSHIP: dict[str, Any] = {
+    "proof": "",
+    "proven_by": "",
+    "proven_at": None,
+    "code_digest": "",
+    "code_until": None,
+    "code_tries": 0,
+}
+
+
 class SenderQuerySet(AuditedQuerySet):
     """Keeps what is derived from other columns out of reach of bulk updates."""
 
     def update(self, **kwargs: Any) -> int:
         if {"credential", "credential_id", "address", "scope"} & kwargs.keys():
             raise TypeError("A sender is changed with save(): its form and owner are derived.")
+        if _OWNERSHIP.keys() & kwargs.keys():
+            raise TypeError("Ownership of a sender is proven with mailpool.ownership.")
         return super().update(**kwargs)
+
+    def note(self, **values: Any) -> int:
+        """Write *values* of the ownership. What that means, the caller puts into the audit."""
+        return models.QuerySet.update(self, **values)
+
+    def void(self, **values: Any) -> int:
+        """Forget what was proven, and write *values*."""
+        return self.note(**{**_OWNERSHIP, **values})
 
 
 class Sender(Audited):
     """An address, or all of a domain, that a credential may send as."""
 
     is_part = True
+
+    class Way(models.TextChoices):
+        CODE = "code", _("emailed code")
+        DNS = "dns", _("DNS record")
+        OPERATOR = "operator", _("operator")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     credential = models.ForeignKey(
@@ -52,6 +79,14 @@ class Sender(Audited):
         help_text=_("shop@example.com, or @example.com for all of a domain."),
     )
     scope = ScopeField(max_length=64, editable=False, default="")
+    proof = models.CharField(max_length=320, blank=True, editable=False, default="")
+    proven_by = models.CharField(
+        _("proven by"), max_length=10, choices=Way.choices, blank=True, editable=False, default=""
+    )
+    proven_at = models.DateTimeField(_("proven on"), null=True, blank=True, editable=False)
+    code_digest = models.CharField(max_length=64, blank=True, editable=False, default="")
+    code_until = models.DateTimeField(null=True, blank=True, editable=False)
+    code_tries = models.PositiveSmallIntegerField(editable=False, default=0)
 
     objects = SenderQuerySet.as_manager()
 
@@ -60,6 +95,9 @@ class Sender(Audited):
         ordering = ("address",)
         verbose_name = _("sender")
         verbose_name_plural = _("senders")
+        permissions: ClassVar = [
+            ("confirm_sender", "Can confirm that a tenant owns a sender"),
+        ]
         constraints: ClassVar = [
             models.UniqueConstraint(
                 fields=["scope", "address"],
@@ -71,6 +109,29 @@ class Sender(Audited):
 
     def __str__(self) -> str:
         return str(self.address)
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Write the row. Another address, or another tenant, has to be proven anew."""
+        is_new = self._state.adding or bool(kwargs.get("force_insert"))
+        if not is_new:
+            fields = kwargs.get("update_fields")
+            if fields is None:
+                fields = {field.name for field in self._meta.concrete_fields} - {"id"}
+            kwargs["update_fields"] = set(fields) - _OWNERSHIP.keys()
+        using = kwargs.get("using") or router.db_for_write(type(self), instance=self)
+        with transaction.atomic(using=using):
+            super().save(*args, **kwargs)
+            if not is_new:
+                rows = SenderQuerySet(type(self), using=using).filter(pk=self.pk)
+                # Also a code for what it was: its digest is of that, and would not match.
+                rows.exclude(proof__in=["", proof_of(self.scope, self.address)]).void()
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the tenant, as ``credential`` has it, was proven to own it. The site's own need
+        no proof."""
+        scope = self.credential.get_scope()
+        return not scope or self.proof == proof_of(scope, self.address)
 
     @classmethod
     def describe(cls, found: Sequence[changes.Change]) -> list[AuditEntry]:

@@ -1,0 +1,96 @@
+"""All senders with their owners, for operators who confirm them. Edited with their credentials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import F, Q, QuerySet, Value
+from django.db.models.functions import Concat
+from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from mailpool import conf, ownership
+from mailpool.admin.acting import RecordedAdmin
+from mailpool.admin.credentials import ownership_of
+from mailpool.models import Sender
+
+
+class ProvenFilter(admin.SimpleListFilter):
+    """Those that are proven, and those that are not."""
+
+    title = _("ownership")
+    parameter_name = "proven"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [("yes", _("Proven")), ("no", _("Not proven"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Sender]) -> QuerySet[Sender]:
+        if self.value() not in ("yes", "no"):
+            return queryset
+        is_proven = Q(proof=Concat(F("scope"), Value(" "), F("address")))
+        tenants = queryset.filter(credential__tenant__isnull=False)
+        return tenants.filter(is_proven if self.value() == "yes" else ~is_proven)
+
+
+@admin.register(Sender)
+class SenderAdmin(RecordedAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
+    """There only where ownership is asked for (``VERIFY_SENDERS``); changes nothing else."""
+
+    list_display = ("address", "tenant", "credential", "ownership")
+    list_display_links = None
+    list_filter = (ProvenFilter,)
+    list_select_related = ("credential__tenant", "credential__server")
+    list_per_page = 50
+    search_fields = ("address", "credential__username")
+    actions = ("confirm", "withdraw")
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return conf.verifies_senders() and super().has_module_permission(request)
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return conf.verifies_senders() and super().has_view_permission(request, obj)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_confirm_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm("mailpool.confirm_sender"))
+
+    @admin.display(description=_("tenant"), ordering="credential__tenant")
+    def tenant(self, sender: Sender) -> Any:
+        return sender.credential.tenant
+
+    @admin.display(description=_("ownership"), ordering="proven_at")
+    def ownership(self, sender: Sender) -> str:
+        return ownership_of(sender)
+
+    @admin.action(description=_("Mark the selected senders as confirmed"), permissions=["confirm"])
+    def confirm(self, request: HttpRequest, queryset: QuerySet[Sender]) -> None:
+        count = ownership.confirm(_of_tenants(queryset))
+        text = ngettext(
+            "%(count)d sender was confirmed.", "%(count)d senders were confirmed.", count
+        )
+        self.message_user(request, text % {"count": count})
+
+    @admin.action(description=_("Let the selected senders be proven anew"), permissions=["confirm"])
+    def withdraw(self, request: HttpRequest, queryset: QuerySet[Sender]) -> None:
+        count = ownership.withdraw(_of_tenants(queryset))
+        text = ngettext(
+            "%(count)d sender has to be proven anew.",
+            "%(count)d senders have to be proven anew.",
+            count,
+        )
+        self.message_user(request, text % {"count": count})
+
+
+def _of_tenants(queryset: QuerySet[Sender]) -> QuerySet[Sender]:
+    rows = Sender.objects.filter(pk__in=queryset.order_by().values("pk"))
+    return rows.filter(credential__tenant__isnull=False).select_related("credential")
