@@ -98,7 +98,7 @@ def take_all(browser: Browser, out: Path, state: Path, password: str, **look: ob
     page.goto(f"{URL}/admin/mailpool/tenant/")
     page.click("#result_list tbody th a")
     shot("tenant")
-    page.goto(f"{URL}/admin/mailpool/mailserver/add/")
+    page.goto(f"{URL}/admin/mailpool/mailserver/add/?preset=microsoft365")
     shot("server-add")
     page.goto(f"{URL}/admin/mailpool/mailserver/")
     page.click("#result_list tbody th a")

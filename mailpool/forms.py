@@ -17,6 +17,7 @@ from mailpool import conf
 from mailpool.exceptions import InvalidMessage, SecretError, ServerNotAllowed
 from mailpool.models import Credential, MailServer, Sender
 from mailpool.relocation import ADDRESS
+from mailpool.server_presets import preset_for_address
 from mailpool.validators import literal_addresses, normalize_sender, validate_host
 from mailpool.vault import get_keyring
 from mailpool.vault.fields import SecretFormField
@@ -39,7 +40,11 @@ class TenantCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
         label=_("Mail server"),
         max_length=253,
         validators=[validate_host],
-        help_text=_("As your mail provider names it, for example smtp.example.com."),
+        required=False,
+        help_text=_(
+            "As your mail provider names it, for example smtp.example.com. Empty: it is found by "
+            "your address, at Gmail, Zoho, Fastmail."
+        ),
     )
     port = forms.IntegerField(
         label=_("Port"),
@@ -125,6 +130,8 @@ class TenantCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean(self) -> dict[str, Any] | None:
         super().clean()
+        if "host" in self.fields and self.cleaned_data.get("host") == "":
+            self._find_address()
         if "server" in self.fields:
             self._server = self.cleaned_data.get("server")
         elif all(self.cleaned_data.get(name) for name in ADDRESS):
@@ -143,6 +150,14 @@ class TenantCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
             )
         self._check_senders()
         return self.cleaned_data
+
+    def _find_address(self) -> None:
+        """The server of the provider whose domain the username, an address, is in."""
+        preset = preset_for_address(self.cleaned_data.get("username", ""))
+        if preset is None:
+            self.add_error("host", _("Enter the host name that your mail provider names."))
+        else:
+            self.cleaned_data.update({name: getattr(preset, name) for name in ADDRESS})
 
     def _check_place(self, host: str, port: int) -> None:
         """What can be seen by now, in words that tell nothing of the operator's network."""

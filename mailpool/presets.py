@@ -1,4 +1,7 @@
-"""What an OAuth 2 client of the large providers is to have, the same for everybody."""
+"""What an OAuth 2 client of the large providers is to have, the same for everybody.
+
+(``server_presets`` has their mail servers.)
+"""
 
 from __future__ import annotations
 

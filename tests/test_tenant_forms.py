@@ -1019,3 +1019,19 @@ def test_an_oauth_login_is_shown_and_revoked_and_not_edited(as_bob, bob):
     assert as_bob.post(url(credential, "revoke/")).status_code == 302
     credential.refresh_from_db()
     assert (credential.is_active, credential.is_connected) == (False, False)
+
+
+# The provider by the address
+
+
+def test_a_tenant_need_not_name_a_known_providers_host(as_bob, bob):
+    response = as_bob.post("/mail/new/", data(host="", username="bob@fastmail.com"))
+    assert response.status_code == 302
+    server = MailServer.objects.get(tenant=bob)
+    assert (server.host, server.port, server.security) == ("smtp.fastmail.com", 465, "tls")
+
+
+def test_a_tenant_names_the_host_of_any_other_provider(as_bob, bob):
+    page = body(as_bob.post("/mail/new/", data(host="", username="bob@acme.example")))
+    assert "Enter the host name that your mail provider names." in page
+    assert not MailServer.objects.filter(tenant=bob).exists()

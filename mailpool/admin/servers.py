@@ -17,6 +17,7 @@ from mailpool.admin.audit import TrailLink
 from mailpool.admin.connections import ConnectionsPage
 from mailpool.admin.credentials import CredentialInline, choose_by_typing
 from mailpool.admin.moving import MovePage
+from mailpool.admin.presets import PresetStart
 from mailpool.admin.secrecy import SecretiveAdmin
 from mailpool.admin.verify import ServerVerification
 from mailpool.models import MailServer
@@ -31,7 +32,9 @@ def accounts_url(server: MailServer) -> str:
 
 
 @admin.register(MailServer)
-class MailServerAdmin(ServerVerification, MovePage, ConnectionsPage, TrailLink, SecretiveAdmin):
+class MailServerAdmin(
+    ServerVerification, MovePage, ConnectionsPage, PresetStart, TrailLink, SecretiveAdmin
+):
     """One mail server: how it is reached, and whether its connections are maintained."""
 
     change_list_template = "admin/mailpool/server_list.html"
