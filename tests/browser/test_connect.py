@@ -20,7 +20,8 @@ def provider():
 
 
 def fits(page):
-    """Nothing has to be scrolled sideways."""
+    """Nothing has to be scrolled sideways, once the style sheets are there."""
+    page.wait_for_function("document.readyState == 'complete'")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, page.url
 
 
@@ -42,6 +43,7 @@ def test_an_account_is_connected(page, log_in, provider):
     shown = sync_api.expect(page.locator("body"))
     shown.to_contain_text("Not connected")
     page.click("text=Connect account")
+    page.wait_for_url("**/connect/")
     fits(page)
     page.click("text=Continue to the provider")
     sync_api.expect(page).to_have_title("Provider")
