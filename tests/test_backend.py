@@ -63,6 +63,21 @@ def test_one_tenants_failure_does_not_stop_the_others_mail(mail_host, bob, mary)
     assert [m.mailpool_result.status for m in messages] == ["sent", "failed", "sent", "sent"]
 
 
+def test_a_message_that_can_not_be_rendered_is_not_begun(mail_host, bob):
+    """Begun and given up after DATA, it would arrive empty."""
+
+    class Unreadable(EmailMessage):
+        def message(self, **kwargs):
+            raise RuntimeError("an attachment is gone")
+
+    broken = Unreadable("2", "text", "bob@example.com", ["a@example.com"])
+    broken.tenant = "bob"
+    with pytest.raises(RuntimeError, match="attachment"):
+        EmailBackend().send_messages([message("bob", "1"), broken, message("bob", "3")])
+    assert subjects(mail_host, "bob") == ["1", "3"]
+    assert broken.mailpool_result.status == "failed"
+
+
 def test_several_failures_are_one_batch_error(mail_host, bob):
     bad = [message("nobody"), message("bob", to=["refused@example.com"])]
     with pytest.raises(BatchError) as caught:

@@ -39,6 +39,16 @@ def test_no_rset_after_a_clean_message(server, send):
     assert "NOOP" not in server.verbs()
 
 
+def test_nothing_is_said_twice_that_could_end_a_login(server, send):
+    """A greeting after the login loses it at one provider."""
+    for _ in range(3):
+        send()
+    verbs = server.verbs()
+    assert verbs[:2] == ["EHLO", "AUTH"]
+    assert [verb for verb in verbs[2:] if verb in ("EHLO", "HELO", "AUTH", "RSET", "NOOP")] == []
+    assert verbs.count("MAIL") == 3
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_reused_session_found_dead_at_checkout_is_replaced_unseen(server, send, ending):
     # The server ends the connection when it has taken the message.
