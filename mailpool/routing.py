@@ -15,7 +15,7 @@ from uuid import UUID
 from django.apps import apps
 from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
-from django.db.models import Field, F, Manager, Model, Q, QuerySet
+from django.db.models import F, Manager, Model, Q, QuerySet
 
 from mailpool import conf, marker
 from mailpool.addresses import Mailbox

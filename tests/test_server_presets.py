@@ -47,7 +47,7 @@ def test_the_documented_table_is_the_code(preset):
         (connections, "max_connections"),
     ):
         figure = getattr(preset, field)
-        assert text == (f"[{figure.value}]({figure.source})" if figure else "–"), field
+        assert text == (f"[{figure.value}]({figure.source})" if figure else "\N{EN DASH}"), field
     assert login == ("OAuth 2" if preset.oauth_provider else "password")
 
 
