@@ -681,3 +681,17 @@ def test_a_site_that_can_mail_no_codes_is_told():
     assert [found.id for found in check_codes(databases=["default"])] == ["mailpool.W041"]
     CredentialFactory(tenant=None)
     assert check_codes(databases=["default"]) == []
+
+
+@pytest.mark.parametrize("verifies", [True, False])
+def test_senders_are_deleted_with_their_credential_and_in_no_other_way(
+    admin_client, settings, verifies
+):
+    settings.MAILPOOL = {**settings.MAILPOOL, "VERIFY_SENDERS": verifies}
+    sender = SenderFactory(address="me@example.com")
+    own = f"/admin/mailpool/sender/{sender.pk}/delete/"
+    assert admin_client.post(own, {"post": "yes"}).status_code == 403
+    assert Sender.objects.exists()
+    page = f"/admin/mailpool/credential/{sender.credential_id}/delete/"
+    assert admin_client.post(page, {"post": "yes"}).status_code == 302
+    assert not Sender.objects.exists()

@@ -59,7 +59,10 @@ class SenderAdmin(RecordedAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+        """Not on its own pages; with its credential it goes, by the permission for that."""
+        match = request.resolver_match
+        is_own = match is not None and (match.url_name or "").startswith("mailpool_sender_")
+        return not is_own and bool(request.user.has_perm("mailpool.delete_credential"))
 
     def has_confirm_permission(self, request: HttpRequest) -> bool:
         return bool(request.user.has_perm("mailpool.confirm_sender"))
