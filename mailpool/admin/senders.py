@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import F, Q, QuerySet, Value
+from django.db.models import CharField, F, Q, QuerySet, Value
 from django.db.models.functions import Concat
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
@@ -29,7 +29,8 @@ class ProvenFilter(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Sender]) -> QuerySet[Sender]:
         if self.value() not in ("yes", "no"):
             return queryset
-        is_proven = Q(proof=Concat(F("scope"), Value(" "), F("address")))
+        proof = Concat(F("scope"), Value(" "), F("address"), output_field=CharField())
+        is_proven = Q(proof=proof)
         tenants = queryset.filter(credential__tenant__isnull=False)
         return tenants.filter(is_proven if self.value() == "yes" else ~is_proven)
 
