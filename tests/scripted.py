@@ -120,13 +120,15 @@ class Conversation:
         self.recipients = 0
         self.chunks = b""
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> bool:
+        """Whether it left. If the client is gone, what it said before is heard all the same."""
         size = self.server.piece or len(data)
         try:
             for start in range(0, 0 if self._silent else len(data), size):
                 self.sock.sendall(data[start : start + size])
         except OSError:
-            raise _Gone from None
+            return False
+        return not self._silent
 
     def say(self, text: str) -> None:
         """One reply, of which a good server knows what it means."""
@@ -134,8 +136,7 @@ class Conversation:
             self._accept()
         if self.step == "end of data":
             self._forget()
-        self.write(text.encode() + b"\r\n")
-        if self.step == "end of data" and not self._silent:
+        if self.write(text.encode() + b"\r\n") and self.step == "end of data":
             with self.server.lock:
                 self.server.answered.append(self.body)
 
