@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import email.policy
 from email import message_from_bytes
-from email.headerregistry import Address, HeaderRegistry
+from email.headerregistry import Address, BaseHeader, HeaderRegistry
 from email.message import EmailMessage as MIMEMessage
+from functools import lru_cache
 
 import django
 from django.core.mail import EmailMessage
@@ -18,26 +19,56 @@ from mailpool.models import Credential
 from mailpool.smtp import Envelope
 
 
-class _HeaderClasses(HeaderRegistry):
-    """Makes the class of each header once; the standard library makes a new one for each header,
-    which takes an eighth of the time that rendering a message takes."""
+class _Header(BaseHeader):
+    """Remembers how it was folded, since a header that repeats is one object for many messages."""
+
+    _folded: tuple[object, str] | None = None
+
+    def fold(self, *, policy: email.policy.Policy) -> str:
+        if self._folded is None or self._folded[0] is not policy:
+            self._folded = policy, super().fold(policy=policy)
+        return self._folded[1]
+
+
+class _Headers(HeaderRegistry):
+    """The standard library's headers, each made once where the next message has the same.
+
+    Making a class for each header, parsing what repeats and folding it again is half of the time
+    that rendering a short message takes.
+    """
+
+    # Addresses of recipients, subjects and identifiers differ from message to message.
+    REPEATING = frozenset(
+        ("from", "reply-to", "mime-version", "content-type", "content-transfer-encoding")
+    )
+    LONGEST = 200  # characters of a value that is kept: a bound for the memory
 
     def __init__(self) -> None:
-        super().__init__()
-        self._made: dict[str, type] = {}
+        super().__init__(base_class=_Header)
+        self._classes: dict[str, type] = {}
+        self._repeated = lru_cache(maxsize=1000)(super().__call__)
+
+    def __call__(self, name: str, value: object) -> BaseHeader:
+        repeats = (
+            name.lower() in self.REPEATING
+            and type(value) is str
+            and len(value) <= self.LONGEST
+            and "boundary=" not in value  # a new one in each message
+        )
+        return self._repeated(name, value) if repeats else super().__call__(name, value)
 
     def __getitem__(self, name: str) -> type:
         # Only the known ones: names are the project's, and there may be any number of them.
         key = name.lower()
         if key not in self.registry:
             return super().__getitem__(name)
-        if key not in self._made:
-            self._made[key] = super().__getitem__(name)
-        return self._made[key]
+        if key not in self._classes:
+            self._classes[key] = super().__getitem__(name)
+        return self._classes[key]
 
 
-_SMTP = email.policy.SMTP.clone(header_factory=_HeaderClasses())
-_SMTPUTF8 = email.policy.SMTPUTF8.clone(header_factory=_HeaderClasses())
+_SMTP = email.policy.SMTP.clone(header_factory=_Headers())
+_SMTPUTF8 = email.policy.SMTPUTF8.clone(header_factory=_Headers())
 
 
 def render(message: EmailMessage, credential: Credential) -> Envelope:

@@ -9,7 +9,7 @@ import django
 import pytest
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 
-from mailpool.rendering import render
+from mailpool.rendering import _Headers, render
 from tests.factories import CredentialFactory
 
 pytestmark = [
@@ -28,14 +28,50 @@ def messages():
     rich.attach_alternative("<p>text</p>", "text/html")
     rich.attach("a.txt", "attached", "text/plain")
     yield rich
+    # The same value under two names, and one that has to be folded.
+    long = f"{'Ümlaut and more ' * 8} <a@example.com>"
+    again = EmailMessage("a@example.com", "text", long, ["b@example.com"], headers=HEADERS)
+    again.reply_to = [long]
+    yield again
+    abroad = EmailMessage("Hi", "text", "Jörg <jörg@exämple.com>", ["b@example.com"])
+    abroad.extra_headers = HEADERS
+    yield abroad
 
 
-@pytest.mark.parametrize("message", [*messages()], ids=["plain", "rich"])
+@pytest.mark.parametrize("message", [*messages()], ids=["plain", "rich", "again", "abroad"])
 def test_content_is_what_django_renders(message):
     def without_boundaries(content):
         return re.sub(rb"=+\d+==", b"=boundary==", content)
 
+    policy = email.policy.SMTP
+    if "jörg@" in message.from_email:
+        policy = email.policy.SMTPUTF8
     for _ in range(2):  # the first use of a header's class, and later ones
         ours = render(message, CredentialFactory()).content
-        django_s = message.message(policy=email.policy.SMTP).as_bytes()
+        django_s = message.message(policy=policy).as_bytes()
         assert without_boundaries(ours) == without_boundaries(django_s)
+
+
+def test_headers_that_repeat_are_made_once_and_others_not_kept():
+    headers = _Headers()
+    once = headers("From", "a@example.com")
+    assert headers("From", "a@example.com") is once
+    for number in range(3000):
+        headers("From", f"a{number}@example.com")
+    assert headers("From", "a@example.com") is not once  # bounded
+
+    for name, value in [
+        ("To", "b@example.com"),
+        ("Subject", "Hello"),
+        ("Content-Type", 'multipart/mixed; boundary="=1="'),
+        ("From", f"{'a' * 300} <a@example.com>"),
+    ]:
+        assert headers(name, value) is not headers(name, value)
+
+
+def test_a_header_that_repeats_is_folded_for_each_policy():
+    header = _Headers()("From", f"{'Ümlaut ' * 8} <a@example.com>")
+    ascii_only = header.fold(policy=email.policy.SMTP)
+    assert header.fold(policy=email.policy.SMTPUTF8).count("Ü") == 8
+    assert header.fold(policy=email.policy.SMTP) == ascii_only
+    assert ascii_only.isascii()
