@@ -35,10 +35,15 @@ _GO_ON = {"OAUTHBEARER": b"AQ==", "XOAUTH2": b""}
 # any length. Some servers refuse it otherwise, and access tokens are long.
 _LONGEST_COMMAND = 512
 
-# Shorter pieces of a secret than this are not looked for: they may be any word.
-_TELLTALE = 16
+# Bytes. A shorter secret is not looked for in what the server says: it may be a part of any word.
+_SHORTEST_SECRET = 6
+
+# A long token may be repeated only up to where a line of the server's ends; so many bytes of it
+# are no coincidence.
+_LONG_WORD = re.compile(rb"[\w.~+/=-]{16,}")
 
 Command = Callable[[bytes], Reply]
+Hide = Callable[[bytes], bytes]
 
 
 def _base64(data: bytes) -> SecretBytes:
@@ -78,19 +83,16 @@ def authenticate(command: Command, mechanism: str, params: SessionParams) -> Rep
     """Go through *mechanism* with *command*, which sends a line and returns the reply.
 
     Returns the last reply: 235 is success, anything else is not. What the server says here may
-    repeat what it was sent, so nothing of that goes any further, into errors least of all.
+    repeat what it was sent, so *command* has to hide that (``hiding()``).
     """
-    secrets = _sent(mechanism, params)
     try:
         if mechanism in BEARER_MECHANISMS:
-            reply = _bearer(command, mechanism, params)
-        else:
-            reply = _exchange(command, mechanism, params.username, Secret(params.password))
+            return _bearer(command, mechanism, params)
+        return _exchange(command, mechanism, params.username, Secret(params.password))
     except NotSMTP:
         raise NotSMTP("The server answered AUTH with something that is not SMTP.") from None
     except SMTPServerDisconnected as error:
         raise SMTPServerDisconnected(*error.args) from None  # without the frames that read it
-    return Reply(reply.code, tuple(_redact(line, secrets) for line in reply.lines))
 
 
 def _exchange(command: Command, mechanism: str, username: str, password: Secret) -> Reply:
@@ -123,7 +125,7 @@ def _bearer(command: Command, mechanism: str, params: SessionParams) -> Reply:
     reply = _at_once(command, mechanism, _base64(_bearer_message(mechanism, params)))
     if reply.code != 334:
         return reply
-    status = _status(reply.lines[-1])
+    status = hiding(params)(_status(reply.lines[-1]))
     reply = command(_GO_ON[mechanism])
     if reply.code == 334:  # it neither refuses nor accepts; "*" ends any mechanism
         reply = command(b"*")
@@ -153,26 +155,32 @@ def _status(challenge: bytes) -> bytes:
     return re.sub(rb"[^ -~]", b"?", text.encode("ascii", "replace"))[:100]
 
 
-def _sent(mechanism: str, params: SessionParams) -> list[SecretBytes]:
-    """The secret of *params* in every form that it is sent in."""
-    if not (params.access_token or params.password):
-        return []
+def hiding(params: SessionParams) -> Hide:
+    """What takes the secret of *params* out of a text, in each form that it is sent in.
+
+    For all that the server says on a connection: it may repeat a login at any time, from another
+    connection as well. A long part of the secret is hidden like the whole of it.
+    """
     secret = SecretBytes((params.access_token or params.password).encode())
-    if mechanism in BEARER_MECHANISMS:
-        message = _bearer_message(mechanism, params)
+    if not secret:
+        return bytes
+    if params.access_token:
+        messages = [_bearer_message(mechanism, params) for mechanism in BEARER_MECHANISMS]
     else:
-        message = SecretBytes(b"\0%b\0%b" % (params.username.encode(), secret))
-    return [secret, _base64(message), _base64(secret)]
+        messages = [SecretBytes(b"\0%b\0%b" % (params.username.encode(), secret))]
+    encoded = [_base64(message) for message in (*messages, secret)]
+    # Some leave out the padding. The longest first: one may be a part of another.
+    forms = {secret, *encoded, *(SecretBytes(form.rstrip(b"=")) for form in encoded)}
+    secrets = sorted((form for form in forms if len(form) >= _SHORTEST_SECRET), key=len)[::-1]
+    all_of_them = SecretBytes(b"\n".join(secrets))
 
-
-def _redact(text: bytes, secrets: list[SecretBytes]) -> bytes:
-    """*text* without the secret, in any form that it was sent in, or a long part of that."""
-
-    def hide(found: re.Match[bytes]) -> bytes:
+    def hide_part(found: re.Match[bytes]) -> bytes:
         word: bytes = found[0]
-        return b"(hidden)" if any(secret.find(word) >= 0 for secret in secrets) else word
+        return b"(hidden)" if word in all_of_them else word
 
-    for secret in secrets:
-        text = text.replace(secret, b"(hidden)")
-    # A long token may be repeated up to where a line of the server's ends.
-    return re.sub(rb"[\w.~+/=-]{%d,}" % _TELLTALE, hide, text)
+    def hide(text: bytes) -> bytes:
+        for secret in secrets:
+            text = text.replace(secret, b"(hidden)")
+        return _LONG_WORD.sub(hide_part, text)
+
+    return hide

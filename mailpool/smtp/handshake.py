@@ -20,7 +20,7 @@ from smtplib import (
 
 from mailpool.exceptions import ClientCertificateError
 from mailpool.secret import Secret, SecretBytes
-from mailpool.smtp.auth import EXTERNAL, authenticate
+from mailpool.smtp.auth import EXTERNAL, authenticate, hiding
 from mailpool.smtp.memory import KeyMemory
 from mailpool.smtp.params import SessionParams
 from mailpool.smtp.reply import Reply
@@ -195,7 +195,13 @@ class Handshake:
             except BaseException:
                 sock.close()
                 raise
-            self._wire = Wire(sock, params.address, params.timeout, deadline=self._deadline)
+            self._wire = Wire(
+                sock,
+                params.address,
+                params.timeout,
+                deadline=self._deadline,
+                hide=hiding(params),
+            )
             return f"connected to {address[0]}"
         reason = "timed out" if isinstance(failure, TimeoutError) else str(failure.strerror)
         text = f"Could not connect to {params.address}: {reason}."

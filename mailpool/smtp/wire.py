@@ -32,7 +32,8 @@ class Wire:
 
     *timeout* (seconds) is for a reply, and for the network to take a piece of what is written,
     where a call names no other. *clock* is a monotonic clock in seconds, *deadline* a time on it
-    that no operation outlasts while it is set.
+    that no operation outlasts while it is set. *hide* takes out of what the peer says what must
+    not be passed on.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Wire:
         *,
         deadline: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        hide: Callable[[bytes], bytes] = bytes,
     ) -> None:
         self.sock = sock
         self.address = address
@@ -51,6 +53,7 @@ class Wire:
         self.sent = 0  # bytes that the network took; never fewer than the peer can have read
         self._heard_at = clock()  # when the latest reply came
         self._clock = clock
+        self._hide = hide
         self._buffer = bytearray()
         self._next = 0  # where in it the next reply begins
 
@@ -125,7 +128,7 @@ class Wire:
         start = self._next
         while True:
             end = self._line_end(start, until)
-            line = bytes(self._buffer[start:end]).removesuffix(b"\r")
+            line = self._hide(bytes(self._buffer[start:end])).removesuffix(b"\r")
             match = _REPLY_LINE.fullmatch(line)
             if match is None or (code and match[1] != code) or len(lines) >= MAX_LINES:
                 raise NotSMTP(f"{self.address} answered {line[:80]!r}, which is not SMTP.")
@@ -161,7 +164,7 @@ class Wire:
             if not poller.poll(0) and not (self.tls and self.tls.pending()):
                 return None
             self.sock.settimeout(0)
-            data = self.sock.recv(MAX_LINE)
+            data = self._hide(self.sock.recv(MAX_LINE))
         except (ssl.SSLWantReadError, BlockingIOError):
             return None  # tickets, nothing that was meant for us
         except (OSError, ValueError) as error:
@@ -182,16 +185,17 @@ class Wire:
     def _line_end(self, start: int, until: float) -> int:
         """Where the line that begins at *start* ends; waits for it *until* then."""
         while (end := self._buffer.find(b"\n", start, start + MAX_LINE + 1)) < 0:
-            if len(self._buffer) - start > MAX_LINE:
+            size = len(self._buffer)
+            if size - start > MAX_LINE:
                 raise NotSMTP(f"{self.address} sent a line of more than {MAX_LINE} bytes.")
             try:
                 self.sock.settimeout(self._remaining(until))
-                data = self.sock.recv(16384)
+                # In no variable, which a traceback would show: nothing is hidden in it yet.
+                self._buffer += self.sock.recv(16384)
             except OSError as error:
                 raise self._lost(error) from error
-            if not data:
+            if len(self._buffer) == size:
                 raise SMTPServerDisconnected(f"{self.address} closed the connection.")
-            self._buffer += data
         return end
 
     def _remaining(self, until: float) -> float:

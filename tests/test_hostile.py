@@ -1,0 +1,158 @@
+"""Servers, forms and fields that were made to do harm: what they say and hold goes nowhere."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import smtplib
+from dataclasses import replace
+
+import pytest
+from django.core.mail import EmailMessage
+
+
+from mailpool.backends import EmailBackend
+from mailpool.smtp import Session, SessionParams
+from mailpool.smtp.auth import hiding
+from tests.factories import CredentialFactory, MailServerFactory
+from tests.scripted import ScriptedServer
+from tests.test_secrets import everything_about
+
+PASSWORD = r"Zx81-very.secret/pass\1"
+TOKEN = "ya29.a0Ab-secret_token~" + "x" * 200
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.fixture
+def server():
+    with ScriptedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def params(server):
+    return SessionParams(
+        credential_id="bob",
+        host="127.0.0.1",
+        port=server.port,
+        security="plain",
+        username="bob",
+        password=PASSWORD,
+        timeout=5,
+    )
+
+
+@pytest.fixture
+def bob(server, db):
+    return CredentialFactory(
+        tenant__slug="bob",
+        username="bob",
+        password=PASSWORD,
+        server=MailServerFactory(host="127.0.0.1", port=server.port, security="plain", timeout=5),
+    )
+
+
+def message():
+    made = EmailMessage("hello", "text", "bob@example.com", ["a@example.com"])
+    made.tenant = "bob"
+    return made
+
+
+# A server that repeats what it was told to log in
+
+HEARD = [PASSWORD, encoded(PASSWORD.encode()), encoded(b"\0bob\0" + PASSWORD.encode())]
+ECHO = " and ".join(HEARD)
+
+REPEATS = {
+    "in the greeting": ("greeting", f"554 5.7.1 last time you said {ECHO}"),
+    "to EHLO": ("EHLO", f"550 5.7.1 last time you said {ECHO}"),
+    "to MAIL": ("MAIL", f"550 5.7.1 you said {ECHO}"),
+    "to RCPT": ("RCPT", f"550 5.7.1 you said {ECHO}"),
+    "to DATA": ("DATA", f"554 5.7.1 you said {ECHO}"),
+    "to the end": ("end of data", f"554-5.7.1 you\r\n554 said {ECHO}"),
+    "goodbye to MAIL": ("MAIL", f"421 4.3.2 bye, {ECHO}"),
+    "goodbye to the end": ("end of data", f"421 4.3.2 bye, {ECHO}"),
+    "no SMTP": ("MAIL", f"{ECHO} is no reply"),
+    "too many": ("MAIL", f"250 2.1.0 ok\r\n250 2.1.5 {ECHO}"),
+    "success": ("end of data", f"250 2.0.0 queued as {ECHO}"),
+}
+
+
+def told_of_sending(mail):
+    """What a debug page and a careless logger show of a failure."""
+    try:
+        EmailBackend().send_messages([mail])
+    except smtplib.SMTPException as error:
+        return everything_about(error)
+    return ""
+
+
+@pytest.mark.parametrize("where", REPEATS)
+def test_a_login_that_the_server_repeats_at_any_time_is_not_passed_on(
+    server, bob, caplog, settings, where
+):
+    settings.DEBUG = True
+    caplog.set_level(logging.DEBUG)
+    step, reply = REPEATS[where]
+    server.when(step).says(reply)
+    mail = message()
+    told = told_of_sending(mail)
+    result = mail.mailpool_result
+    assert (result.status == "sent") == (where == "success")
+    told += repr(result) + result.reply + caplog.text + "".join(map(repr, caplog.records))
+    if where == "success":
+        assert result.reply == "2.0.0 queued as (hidden) and (hidden) and (hidden)"
+    elif where != "too many":
+        assert "(hidden)" in told
+    for secret in HEARD:
+        assert secret not in told
+        assert repr(secret)[1:-1] not in told
+
+
+def test_a_goodbye_that_comes_later_repeats_nothing_either(server, params):
+    """On an idle session, which is read when it is looked at."""
+    server.when("NOOP").says(f"421 4.4.2 bye, {ECHO}").then.closes()
+    session = Session.open(params)
+    session.opened.write(b"NOOP\r\n")
+    server.catch_up(0)
+    assert not session.is_alive()
+    assert "(hidden)" in session.closed_because
+    assert "Zx81" not in session.closed_because
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER"])
+@pytest.mark.parametrize("padding", [True, False])
+def test_whatever_was_said_in_the_login_is_hidden_afterwards(server, params, mechanism, padding):
+    secret = PASSWORD
+    if mechanism.endswith(("2", "R")):
+        params = replace(params, auth="bearer", password="", grant="first", access_token=TOKEN)
+        secret = TOKEN
+    server.extensions = [f"AUTH {mechanism}"]
+    if mechanism == "LOGIN":
+        server.when("AUTH").says("334 VXNlcm5hbWU6")
+        server.when(encoded(b"bob").upper()).says("334 UGFzc3dvcmQ6")
+        server.when(encoded(PASSWORD.encode()).upper()).says("235 2.7.0 welcome")
+
+    def parrot(talk):
+        said = [line for _, line in server.commands if not line.startswith(("EHLO", "MAIL"))]
+        words = [word if padding else word.rstrip("=") for line in said for word in line.split()]
+        talk.say(f"550-5.7.1 {secret}\r\n" + "".join(f"550-{word}\r\n" for word in words) + "550 .")
+
+    server.when("MAIL")._does(parrot)
+    session = Session.open(params)
+    with pytest.raises(smtplib.SMTPSenderRefused) as caught:
+        session.try_sender("bob@example.com")
+    session.close()
+    known = {b"AUTH", mechanism.encode(), b".", b"5.7.1 (hidden)", encoded(b"bob").encode()}
+    assert set(caught.value.smtp_error.split(b"\n")) - known == {b"(hidden)"}
+
+
+def test_a_short_secret_is_not_looked_for(params):
+    """It would be found in the middle of words."""
+    text = b"5.1.1 abcde is a part of abcdefg"
+    assert hiding(replace(params, password="abcde"))(text) == text
+    assert hiding(replace(params, password="abcdef"))(text) == b"5.1.1 abcde is a part of (hidden)g"
+    assert hiding(replace(params, username="", password=""))(text) == text
