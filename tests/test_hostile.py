@@ -8,12 +8,19 @@ import smtplib
 from dataclasses import replace
 
 import pytest
+from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
+from django.core.management import call_command
+from django.core.management.base import CommandError
 
-
+from mailpool.admin.credentials import CredentialForm
 from mailpool.backends import EmailBackend
+from mailpool.exceptions import SecretError
+from mailpool.forms import TenantCredentialForm
+from mailpool.models import Credential
 from mailpool.smtp import Session, SessionParams
 from mailpool.smtp.auth import hiding
+from mailpool.vault.fields import SecretFormField
 from tests.factories import CredentialFactory, MailServerFactory
 from tests.scripted import ScriptedServer
 from tests.test_secrets import everything_about
@@ -156,3 +163,95 @@ def test_a_short_secret_is_not_looked_for(params):
     assert hiding(replace(params, password="abcde"))(text) == text
     assert hiding(replace(params, password="abcdef"))(text) == b"5.1.1 abcde is a part of (hidden)g"
     assert hiding(replace(params, username="", password=""))(text) == text
+
+
+# Characters that have no place in a login
+
+ODD = ["bob\r\nMAIL FROM:<>", "bob\0root\0x", "b\nob", "bo\x1bb", "bo\x7fb", "bo\x85b", "bo\ud800b"]
+
+
+HALF = "Yw90\ud800"
+
+
+@pytest.mark.parametrize("text", ODD)
+@pytest.mark.parametrize("name", ["username", "password", "local_hostname"])
+def test_no_session_is_opened_with_a_login_that_could_be_a_command(params, name, text):
+    with pytest.raises(ValueError, match=name.replace("_", " ")) as caught:
+        replace(params, **{name: text})
+    assert "bo" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+def test_nor_with_a_token(params):
+    bearer = {"auth": "bearer", "password": "", "grant": "first"}
+    with pytest.raises(ValueError, match="access token"):
+        replace(params, **bearer, access_token="token\1auth=Bearer other")
+
+
+@pytest.mark.parametrize("text", ODD[:-1])
+def test_a_row_that_has_one_sends_nothing(server, bob, text):
+    """Whatever way it came into the database."""
+    odd = text.replace("\0", "\1")  # which PostgreSQL does not store
+    Credential.objects.filter(pk=bob.pk).update(username=odd)
+    mail = message()
+    with pytest.raises(ValueError, match="control character"):
+        EmailBackend().send_messages([mail])
+    assert mail.mailpool_result.status == "failed"
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_validation_and_forms_refuse_it(bob, text):
+    bob.username = text
+    with pytest.raises(ValidationError, match="control character in the username"):
+        bob.full_clean()
+    bob.username, bob.password = "bob", text
+    with pytest.raises(ValidationError, match="control character, in the password") as caught:
+        bob.full_clean()
+    assert "bo" not in str(caught.value).replace("control", "")
+    for name in ("username", "password"):
+        data = {"username": "mary", "password": "fine", "server": bob.server_id, "priority": 0}
+        data["tenant"] = bob.tenant_id
+        for form in (
+            CredentialForm(data | {name: text}),
+            TenantCredentialForm(
+                data | {name: text}, tenant=bob.tenant, require_verification=False
+            ),
+        ):
+            assert form.errors[name], text
+
+
+def test_half_a_character_is_refused_in_words_that_do_not_hold_the_secret(bob):
+    bob.password = HALF
+    with pytest.raises(SecretError, match="no Unicode text") as caught:
+        bob.save()
+    assert HALF[:-1] not in everything_about(caught.value)
+    assert caught.value.__context__ is None
+    with pytest.raises(ValidationError, match="half a character"):
+        SecretFormField().clean(HALF)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "smtp+tls://bob%0D%0AMAIL:Zx81@smtp.example.com",
+        "smtp+tls://bob:Zx81%00@smtp.example.com",
+        "smtp+tls://b\udcf6b:Zx81@smtp.example.com",  # what is not UTF-8 in the environment
+        "smtp+tls://bob:Zx81\udcf6@smtp.example.com",
+    ],
+)
+def test_import_env_refuses_it(db, monkeypatch, url):
+    monkeypatch.setenv("EMAIL_URL", url)
+    with pytest.raises(CommandError, match="percent-encoded") as caught:
+        call_command("mailpool_import_env")
+    assert "Zx81" not in str(caught.value)
+    assert not Credential.objects.exists()
+
+
+def test_import_env_of_a_file_that_is_no_text(db, monkeypatch, tmp_path):
+    file = tmp_path / "url"
+    file.write_bytes(b"smtp+tls://bob:Zx81\xf6@smtp.example.com")
+    monkeypatch.setenv("EMAIL_URL_FILE", str(file))
+    with pytest.raises(CommandError, match="is not a URL") as caught:
+        call_command("mailpool_import_env")
+    assert caught.value.__context__ is None

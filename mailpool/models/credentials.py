@@ -21,6 +21,7 @@ from mailpool.models.scopes import ScopeField, proof_of, scope_of
 from mailpool.models.secret_fields import leave_out_unset_secrets, secret_field
 from mailpool.models.servers import MailServer
 from mailpool.secret import Secret
+from mailpool.text import fits_a_login
 from mailpool.validators import validate_from_address, validate_full_address
 from mailpool.vault import EncryptedQuerySet, EncryptedTextField
 
@@ -434,6 +435,7 @@ class Credential(Audited):
     def clean(self) -> None:
         self.username = self.username.strip()
         self.bounce_address = self.bounce_address.strip()
+        self._clean_characters()
         # A missing server is reported by its own field; one that the same form is about to save
         # has no key yet.
         server = self._known_server()
@@ -468,6 +470,23 @@ class Credential(Audited):
                 raise ValidationError(
                     {"tenant": _("That tenant has one of this credential's senders already.")}
                 )
+
+    def _clean_characters(self) -> None:
+        """No line end, which would be another command to the server, and nothing like it."""
+        if not fits_a_login(self.username):
+            raise ValidationError(
+                {"username": _("There is a control character in the username. Type it again.")}
+            )
+        # One that is stored is not decrypted for this: no session is opened with it.
+        if secret_field(self, "password").is_pending(self) and not fits_a_login(self.password):
+            raise ValidationError(
+                {
+                    "password": _(
+                        "There is a line end, or another control character, in the password. "
+                        "Enter it again."
+                    )
+                }
+            )
 
     def _clean_oauth(self) -> None:
         """What an OAuth 2 login needs; that somebody connects it comes afterwards."""

@@ -12,9 +12,11 @@ from django.db import models
 from django.db.models.lookups import Exact
 from django.db.models.query_utils import DeferredAttribute
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 
 from mailpool.exceptions import SecretError
 from mailpool.secret import Secret
+from mailpool.text import is_unicode
 from mailpool.vault.keyring import Sealed
 from mailpool.vault.keys import get_keyring
 
@@ -71,7 +73,10 @@ class SecretFormField(forms.CharField):
         super().__init__(**{**kwargs, "strip": False})
 
     def clean(self, value: Any) -> Secret:
-        return Secret(super().clean(value))
+        secret = Secret(super().clean(value))
+        if not is_unicode(secret):
+            raise forms.ValidationError(_("There is half a character in it. Enter it again."))
+        return secret
 
     def has_changed(self, initial: Any, data: Any) -> bool:
         return bool(data)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from mailpool import conf
 from mailpool.exceptions import SecretError
 from mailpool.secret import Secret, SecretBytes
+from mailpool.text import is_unicode
 
 VERSION = "1"
 KEY_BYTES = 32
@@ -104,6 +105,8 @@ class Keyring:
     def seal(self, plaintext: str, place: str, use: str = "") -> Sealed:
         """Encrypt *plaintext* with the newest key, so that it opens only in *place* for *use*."""
         newest = self.newest
+        if not is_unicode(plaintext):
+            raise SecretError(f"The secret for {place} is no Unicode text. Enter it again.")
         nonce = os.urandom(NONCE_BYTES)
         body = self._ciphers[newest].encrypt(
             nonce, plaintext.encode(), _bound(VERSION, newest, place, use)

@@ -13,6 +13,7 @@ from django.db.models import Q
 
 from mailpool.management.base import MailpoolCommand, find_tenant
 from mailpool.models import Credential, MailServer, Sender
+from mailpool.text import fits_a_login
 
 DEFAULT_PORTS = {"starttls": 587, "tls": 465, "plain": 25}
 
@@ -80,12 +81,19 @@ def _read(variable: str) -> dict[str, Any]:
     except OSError as error:
         raise CommandError(f"{variable}_FILE can't be read: {error.strerror}.") from None
     except (ImproperlyConfigured, ValueError, KeyError, AttributeError):
-        raise _unreadable(variable) from None
+        found = {}  # refused below: this exception may hold the text, and would come along
     if "smtp" not in str(found.get("EMAIL_BACKEND", "")) or not found.get("EMAIL_HOST"):
         raise _unreadable(variable)
     # A '#' that is not encoded cuts the password off, and the host with it.
     if urlsplit(env.str(variable)).fragment:
         raise _unreadable(variable)
+    username = found.get("EMAIL_HOST_USER") or ""
+    password = found.get("EMAIL_HOST_PASSWORD") or ""
+    if not (fits_a_login(username) and fits_a_login(password)):
+        raise CommandError(
+            f"There is a control character, or one that is not UTF-8, in the username or the "
+            f"password of {variable}. Special characters have to be percent-encoded."
+        )
     if found.get("EMAIL_USE_SSL"):
         security = "tls"
     else:
@@ -94,8 +102,8 @@ def _read(variable: str) -> dict[str, Any]:
         "host": found["EMAIL_HOST"],
         "port": port or DEFAULT_PORTS[security],
         "security": security,
-        "username": found.get("EMAIL_HOST_USER") or "",
-        "password": found.get("EMAIL_HOST_PASSWORD") or "",
+        "username": username,
+        "password": password,
     }
 
 
