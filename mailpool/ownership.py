@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, Literal
 
+from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
@@ -24,7 +25,7 @@ from django.utils import timezone
 from django.utils.crypto import constant_time_compare, salted_hmac
 from django.utils.translation import gettext as _
 
-from mailpool import attempts, audit, delivery, txt_records
+from mailpool import attempts, audit, conf, delivery, txt_records
 from mailpool.addresses import parse_mailbox
 from mailpool.exceptions import InvalidMessage, OwnershipError
 from mailpool.models import Sender
@@ -157,6 +158,21 @@ def withdraw(senders: Iterable[Sender]) -> int:
                 audit.record(audit.Action.SENDER_WITHDRAWN, sender.credential, sender.address)
                 count += 1
     return count
+
+
+def unproven() -> SenderQuerySet:
+    """The senders of accounts in use that count for nothing, since nobody has proven them.
+
+    None where ``VERIFY_SENDERS`` is off.
+    """
+    senders = SenderQuerySet(Sender)
+    if not conf.verifies_senders():
+        return senders.none()
+    in_use = {"credential__is_active": True, "credential__server__is_active": True}
+    tenants = apps.get_model(conf.tenant_model())
+    if any(found.name == "is_active" for found in tenants._meta.concrete_fields):
+        in_use["credential__tenant__is_active"] = True
+    return senders.of_tenants(proven=False).filter(**in_use)
 
 
 def _prove(sender: Sender, scope: str, way: Sender.Way, **only: Any) -> None:

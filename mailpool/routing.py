@@ -257,7 +257,13 @@ def _choose(credentials: Sequence[Credential], who: str, message: EmailMessage) 
 
 def _or_not_proven(credentials: Sequence[Credential]) -> str:
     asks = any(credential.needs_proof for credential in credentials)
-    return ", or its ownership is not proven (VERIFY_SENDERS)" if asks else ""
+    if not asks:
+        return ""
+    return (
+        ", or its ownership is not proven (VERIFY_SENDERS). Enter it as a sender, and prove it on "
+        "the tenant's own pages by an emailed code or by DNS; or let an operator confirm it in the "
+        "admin, under Senders"
+    )
 
 
 def _why_none(credentials: Sequence[Credential]) -> str:

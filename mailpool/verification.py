@@ -369,7 +369,11 @@ def send_test_message(
             raise NoRoute(reason)
         if credential.needs_proof and fit(message, credential) is None:
             raise SenderNotAllowed(
-                _("The ownership of %(address)s is not proven, so nothing is sent as it.")
+                _(
+                    "The ownership of %(address)s is not proven, so nothing is sent as it. Enter "
+                    "it as a sender of this account, and prove it by an emailed code or by DNS, or "
+                    "let an operator confirm it."
+                )
                 % {"address": message.from_email}
             )
         return credential

@@ -123,7 +123,8 @@ def test_page_sends_as_the_chosen_tenant(demo):
     page = send(tenants["Bob"])
     assert "reused" in page
     assert re.search(r'<th scope="row">Bob</th><td>Bob &lt;bob@example.com&gt;</td>', page)
-    assert "there is no credential of the site itself" in send("")
+    page = send("")  # of no tenant: the site's own
+    assert re.search(r'<th scope="row">Site</th><td>Site &lt;site@example.com&gt;</td>', page)
     assert "Enter a valid email address" in send(tenants["Mary"], to="nonsense")
     assert "Content" not in fetch("/static/demo/style.css")[:10]
     assert "Log in" in fetch("/admin/")
@@ -143,12 +144,24 @@ def test_bob_enters_verifies_and_revokes_an_account_of_his_own(demo, tmp_path):
     page = submit("/login/?next=/mail/", page, username="bob", password=password)
     assert "No mail account has been entered yet" in page
     account = {"host": "localhost", "port": port, "security": "starttls", "username": "bob"}
-    page = submit("/mail/new/", page, **account, password="bobs-secret-password")
+    account |= {"password": "bobs-secret-password", "default_from": "shop@bob.example"}
+    page = submit("/mail/new/", page, **account)
     assert "Inactive until it is verified" in page
-    verify, revoke = re.findall(r'action="(/mail/[\w-]+/\w+/)"', page)
+    verify, revoke, add = re.findall(r'action="(/mail/[\w-]+/\w+/)"', page)
     page = submit(verify, page)
     assert "this account is in use" in page
     test = re.search(r'action="(/mail/[\w-]+/test/)"', page)[1]
+    assert "the server did not take the message" in submit(test, page)
+
+    # The address that it sends as is not proven to be Bob's, until he reads what is sent to it.
+    def button(name):
+        return re.search(rf'action="(/mail/[\w/-]+/{name}/)"', page)[1]
+
+    page = submit(add, page, address="shop@bob.example")
+    page = submit(button("code"), page)
+    code = re.search(r"The code is: (\d{4} \d{4})", fetch("/"))[1]
+    page = submit(button("enter"), page, code=code)
+    assert "shop@bob.example is yours" in page
     assert "Sent to bob@example.com" in submit(test, page)
     assert "Revoked" in submit(revoke, page)
     assert "bobs-secret-password" not in page

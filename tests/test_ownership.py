@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 import time
 from datetime import timedelta
@@ -13,6 +15,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.core.cache import cache
 from django.core.mail import EmailMessage
+from django.core.management import call_command
 from django.db import connection
 from django.test import Client
 from django.urls import include, path
@@ -27,6 +30,7 @@ from mailpool.exceptions import (
     SenderNotAllowed,
     TooManyAttempts,
 )
+from mailpool.management.commands import mailpool_status
 from mailpool.models import AuditEntry, Credential, Sender, Tenant
 from mailpool.routing import Router
 from mailpool.verification import send_test_message
@@ -134,7 +138,7 @@ def test_off_by_default(settings):
 
 def test_nothing_is_sent_as_an_unproven_sender():
     sender = entered("bob")
-    with pytest.raises(SenderNotAllowed, match="not proven"):
+    with pytest.raises(SenderNotAllowed, match=r"not proven.*prove it .* by DNS.*in the admin"):
         route(tenant="bob")
     ownership.confirm([sender])
     assert route(tenant="bob") == sender.credential
@@ -641,6 +645,74 @@ def test_what_an_operator_enters_is_not_proven_by_that():
         SHOP: True,
         "new@shop.example": False,
     }
+
+
+def change_nothing(sender):
+    pass
+
+
+def switch_credential_off(sender):
+    sender.credential.is_active = False
+    sender.credential.save()
+
+
+def switch_server_off(sender):
+    sender.credential.server.is_active = False
+    sender.credential.server.save()
+
+
+def switch_tenant_off(sender):
+    sender.credential.tenant.is_active = False
+    sender.credential.tenant.save()
+
+
+def prove(sender):
+    ownership.confirm([sender])
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        (change_nothing, 1),
+        (switch_credential_off, 0),
+        (switch_server_off, 0),
+        (switch_tenant_off, 0),
+        (prove, 0),
+    ],
+)
+def test_which_senders_in_use_are_not_proven(change, count, settings):
+    SenderFactory(credential=CredentialFactory(tenant=None))  # the site's own
+    entered("mary", "mary@mary.example", proven=True)
+    sender = entered("bob")
+    change(sender)
+    assert [found.pk for found in ownership.unproven()] == [sender.pk] * count
+    settings.MAILPOOL = {**settings.MAILPOOL, "VERIFY_SENDERS": False}
+    assert not ownership.unproven().exists()
+
+
+def test_status_names_them(settings, monkeypatch):
+    monkeypatch.setattr(mailpool_status, "MOST_SENDERS", 2)
+    for number in range(4):
+        entered("bob", f"{number}@shop.example")
+
+    def status(*args):
+        out = io.StringIO()
+        call_command("mailpool_status", *args, stdout=out)
+        return out.getvalue()
+
+    text = status()
+    assert "not proven, so that nothing is sent as them: 4" in text
+    assert re.search(r"^0@shop.example +bob +bob @ ", text, re.MULTILINE)
+    assert "2@shop.example" not in text
+    assert "… and 2 more." in text
+    assert "confirm in the admin under Senders" in text
+    found = json.loads(status("--json"))["unproven_senders"]
+    assert (found["count"], len(found["first"])) == (4, 2)
+    ownership.confirm(Sender.objects.all())
+    assert "not proven" not in status()
+    ownership.withdraw(Sender.objects.all())
+    settings.MAILPOOL = {**settings.MAILPOOL, "VERIFY_SENDERS": False}
+    assert "not proven" not in status()
 
 
 def test_the_list_is_not_there_where_nobody_asks(settings):

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from email import message_from_bytes, policy
 
 import trustme
@@ -33,6 +33,7 @@ class MailHost:
         self.accounts = accounts
         self.latency = latency
         self.sent: dict[str, Counter[str]] = defaultdict(Counter)  # login -> From -> messages
+        self.arrived: deque[dict[str, str]] = deque(maxlen=3)  # the latest, for who reads them
         self.connections = 0
         self.logins = 0
         self._lock = threading.Lock()
@@ -66,12 +67,20 @@ class MailHost:
         """Empty all folders and counters."""
         with self._lock:
             self.sent.clear()
+            self.arrived.clear()
             self.connections = self.logins = 0
 
     async def handle_DATA(self, server, session, envelope) -> str:
         message = message_from_bytes(envelope.original_content, policy=policy.default)
         with self._lock:
             self.sent[session.auth_data.login.decode()][str(message["From"])] += 1
+            self.arrived.appendleft(
+                {
+                    "to": ", ".join(envelope.rcpt_tos),
+                    "subject": str(message["Subject"]),
+                    "text": message.get_body(("plain",)).get_content(),
+                }
+            )
         await asyncio.sleep(self.latency)
         return "250 2.0.0 filed"
 

@@ -35,6 +35,7 @@ def compose(request):
     context["folders"] = [
         (login.title(), sorted(folders[login].items())) for login in sorted(folders)
     ]
+    context["arrived"] = list(web.host.arrived) if web.host else []
     context["stats"] = mailpool.stats()
     return render(request, "demo/compose.html", context)
 

@@ -92,4 +92,5 @@ MAILPOOL = {
     # and what your tenants enter has to be at a public address.
     "TENANT_SERVER_NETWORKS": ["127.0.0.0/8", "::1/128"],
     "TENANT_VERIFY_RATE": "60/hour",
+    "VERIFY_SENDERS": True,  # tenants enter addresses of their own, and show that they are theirs
 }

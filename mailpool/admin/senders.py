@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import CharField, F, Q, QuerySet, Value
-from django.db.models.functions import Concat
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
@@ -26,13 +25,11 @@ class ProvenFilter(admin.SimpleListFilter):
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
         return [("yes", _("Proven")), ("no", _("Not proven"))]
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Sender]) -> QuerySet[Sender]:
+    def queryset(self, request: HttpRequest, queryset: Any) -> QuerySet[Sender]:
         if self.value() not in ("yes", "no"):
-            return queryset
-        proof = Concat(F("scope"), Value(" "), F("address"), output_field=CharField())
-        is_proven = Q(proof=proof)
-        tenants = queryset.filter(credential__tenant__isnull=False)
-        return tenants.filter(is_proven if self.value() == "yes" else ~is_proven)
+            return queryset  # type: ignore[no-any-return]
+        found: QuerySet[Sender] = queryset.of_tenants(proven=self.value() == "yes")
+        return found
 
 
 @admin.register(Sender)

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from django.core.exceptions import ValidationError
 from django.db import models, router, transaction
+from django.db.models import CharField, F, Q, Value
+from django.db.models.functions import Concat
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import changes
@@ -52,6 +54,16 @@ class SenderQuerySet(AuditedQuerySet):
     def note(self, **values: Any) -> int:
         """Write *values* of the ownership. What that means, the caller puts into the audit."""
         return models.QuerySet.update(self, **values)
+
+    def of_tenants(self, *, proven: bool) -> SenderQuerySet:
+        """Those of tenants that are *proven*, or that are not: the site's own need no proof.
+
+        A tenant that was changed with SQL alone is not noticed here, as it is by routing.
+        """
+        proof = Concat(F("scope"), Value(" "), F("address"), output_field=CharField())
+        is_proven = Q(proof=proof)
+        rows = self.filter(credential__tenant__isnull=False)
+        return rows.filter(is_proven if proven else ~is_proven)
 
     def void(self, **values: Any) -> int:
         """Forget what was proven, and write *values*."""

@@ -7,10 +7,12 @@ from typing import Any
 from django.apps import apps
 from django.core.management.base import CommandParser
 
-from mailpool import conf, delivery, marker, rotation
-from mailpool.management.base import EXIT_STATUS, MailpoolCommand
+from mailpool import conf, delivery, marker, ownership, rotation
+from mailpool.management.base import EXIT_STATUS, MailpoolCommand, tenant_name
 from mailpool.models import Credential, MailServer
 from mailpool.vault import get_keyring
+
+MOST_SENDERS = 20  # that are named
 
 
 class Command(MailpoolCommand):
@@ -48,6 +50,7 @@ class Command(MailpoolCommand):
         )
         for place in status["unreadable"]:
             self.stdout.write(f"\nDoes not open: {place}. Enter it again, or put its key back.")
+        self._print_senders(**status["unproven_senders"])
         found = status["site"]["database_belongs_to"]
         if marker.is_foreign(found):
             self.stdout.write(f"\n{marker.describe(found)}\n{marker.advice()}")
@@ -56,6 +59,23 @@ class Command(MailpoolCommand):
                 f"\nThis site is “{status['site']['name']}”, and the database "
                 + ("is its own." if found else "has no marker: run migrate.")
             )
+
+    def _print_senders(self, count: int, first: list[dict[str, str]]) -> None:
+        if not count:
+            return
+        self.stdout.write(
+            f"\nSenders that are not proven, so that nothing is sent as them: {count}"
+        )
+        self.print_table(
+            ("Sender", "Tenant", "Account"),
+            [(each["address"], each["tenant"], each["account"]) for each in first],
+        )
+        if count > len(first):
+            self.stdout.write(f"… and {count - len(first)} more.")
+        self.stdout.write(
+            "Their tenants prove them on their own pages, by an emailed code or by DNS. Those that "
+            "you know to be right, confirm in the admin under Senders."
+        )
 
 
 def _status() -> dict[str, Any]:
@@ -82,8 +102,25 @@ def _status() -> dict[str, Any]:
             "credentials": _count(Credential),
         },
         "unreadable": rotation.unreadable(),
+        "unproven_senders": _unproven_senders(),
         "site": {"name": marker.own(), "database_belongs_to": marker.read()},
         "pool": delivery.stats().as_dict(),
+    }
+
+
+def _unproven_senders() -> dict[str, Any]:
+    found = ownership.unproven()
+    accounts = found.select_related("credential__server", "credential__tenant")
+    return {
+        "count": found.count(),
+        "first": [
+            {
+                "address": sender.address,
+                "tenant": tenant_name(sender.credential),
+                "account": str(sender.credential),
+            }
+            for sender in accounts[:MOST_SENDERS]
+        ],
     }
 
 

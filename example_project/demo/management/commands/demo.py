@@ -22,7 +22,7 @@ import mailpool
 from demo import web
 from demo.hostkeyed import HostKeyedCache
 from demo.mailhost import MailHost
-from demo.tenants import ACCOUNTS, store
+from demo.tenants import ACCOUNTS, SITE, store
 from mailpool.delivery import session_params
 from mailpool.models import Credential, MailServer
 
@@ -53,7 +53,7 @@ class Command(BaseCommand):
             self._run(console, options)
 
     def _run(self, console, options):
-        host = MailHost(ACCOUNTS, latency=options["latency"] / 1000)
+        host = MailHost(ACCOUNTS | SITE, latency=options["latency"] / 1000)
         host.start()
         # Another one at each run, so it can't stand in the settings, as yours does.
         settings.MAILPOOL["TENANT_SERVER_PORTS"] = [host.port]
@@ -149,7 +149,7 @@ def tell(console, host, server, messages, latency) -> None:
     params = {
         credential.tenant.slug: session_params(credential)
         for credential in Credential.objects.select_related("server", "tenant")
-        if credential.server_id == server.pk and credential.tenant.slug in ACCOUNTS
+        if credential.server_id == server.pk and credential.username in ACCOUNTS
     }
     run("[bold]Cache keyed by host[/]\n[dim]the old bug[/]", lambda n: send_wrong(cache, params, n))
     wrong = host.sent["bob"]["mary@example.com"]
