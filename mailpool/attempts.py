@@ -17,6 +17,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from mailpool import conf
+from mailpool.events import event
 from mailpool.exceptions import TooManyAttempts
 
 logger = logging.getLogger("mailpool")
@@ -61,6 +62,7 @@ def _count(what: str, most: int, period: int) -> None:
         logger.error(
             "Attempts of tenants can't be counted, so none is made: the cache failed with %s.",
             type(error).__name__,
+            extra=event("mailpool.attempts_not_counted", error=error),
         )
         raise TooManyAttempts(_("This is not possible right now. Try again later."), 60) from None
     if attempts > most:

@@ -22,6 +22,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import conf
+from mailpool.events import event
 
 logger = logging.getLogger("mailpool.audit")
 
@@ -221,7 +222,7 @@ def note(action: Action, credential: Any, details: str, *, only_news: bool = Fal
             "This could not be written to the audit (%s): %s",
             type(error).__name__,
             _line(new),
-            extra=_fields(new),
+            extra=event("mailpool.audit_not_written", error=error) | _fields(new),
         )
 
 
@@ -266,7 +267,7 @@ def _tidy(new: AuditEntry) -> None:
 
 def _log(entries: Sequence[AuditEntry]) -> None:
     for new in entries:
-        logger.info("%s", _line(new), extra=_fields(new))
+        logger.info("%s", _line(new), extra=event(f"mailpool.audit.{new.action}") | _fields(new))
 
 
 def _line(new: AuditEntry) -> str:
@@ -277,9 +278,7 @@ def _line(new: AuditEntry) -> str:
 
 def _fields(new: AuditEntry) -> dict[str, Any]:
     """For ``extra``; prefixed, because some of the names are a log record's own."""
-    return {"event": f"mailpool.audit.{new.action}"} | {
-        f"audit_{name}": value for name, value in as_dict(new).items()
-    }
+    return {f"audit_{name}": value for name, value in as_dict(new).items()}
 
 
 def as_dict(new: AuditEntry) -> dict[str, Any]:

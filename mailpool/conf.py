@@ -38,6 +38,9 @@ DEFAULTS: dict[str, Any] = {
     "TENANT_VERIFY_RATE": "10/hour",  # attempts of a tenant in mailpool.views; None: no limit
     "VERIFY_SENDERS": False,  # whether a tenant sends only as those that it was proven to own
     "SENDER_DNS_SERVERS": None,  # name servers that are asked for proofs; None: the system's
+    "LOG_ADDRESSES": False,  # whether log records have fields with the addresses of a message
+    "METRICS": None,  # for Prometheus: True, or the options of mailpool.prometheus.register()
+    "HEALTH_TOKEN": None,  # shows the details of mailpool.health without a login
     "SITE": None,  # name of this installation; None: databases are not told apart
 }
 

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
@@ -29,11 +30,12 @@ from django.core.mail.utils import DNS_NAME
 from django.core.signals import setting_changed
 
 from mailpool import conf, marker, signals
+from mailpool.events import event
 from mailpool.exceptions import DeliveryUnknown, PoolTimeout, SecretError
 from mailpool.models import Credential, MailServer
 from mailpool.oauth import tokens
 from mailpool.rendering import render
-from mailpool.routing import require_own_server
+from mailpool.routing import require_own_server, slug_of
 from mailpool.smtp import Attempt, PoolStats, SessionParams, SessionPool, Transmitter
 
 logger = logging.getLogger("mailpool")
@@ -71,6 +73,17 @@ class MailpoolResult:
 
     error: Exception | None = None
 
+    server: str = ""
+    """The name of the mail server, ``(tenants)`` for one of a tenant's own; empty where there was
+    no route."""
+
+    tenant: str = ""
+    """The tenant's slug; empty for the site's own account, and where there was no route."""
+
+    seconds: float | None = None
+    """From the message's turn to the server's answer to all of it, waiting for a connection and
+    opening it included; ``None`` where there was no such answer."""
+
 
 @dataclass(slots=True)
 class Job:
@@ -78,6 +91,8 @@ class Job:
 
     message: EmailMessage
     credential: Credential | None = None
+    server: str = ""
+    tenant: str = ""
     params: SessionParams | None = None
     attempt: Attempt | None = None
     error: Exception | None = None
@@ -242,6 +257,7 @@ def resolve(jobs: Sequence[Job], route: Route, deadline: float | None = None) ->
     for job in jobs:
         try:
             job.credential = credential = route(job.message)
+            job.server, job.tenant = credential.server.label, slug_of(credential.tenant)
             if credential.pk not in params:
                 params[credential.pk] = session_params(credential, deadline)
             job.params = params[credential.pk]
@@ -300,6 +316,7 @@ def server_params(server: MailServer, **identity: Any) -> SessionParams:
         host=server.host,
         port=server.port,
         security=server.security,  # type: ignore[arg-type]  # its choices are the same words
+        server_name=server.label,
         ca_certificate=server.ca_certificate,
         guard=server.guard,
         local_hostname=conf.get("EHLO_HOSTNAME") or DNS_NAME.get_fqdn(),
@@ -380,7 +397,7 @@ def settle(jobs: Iterable[Job]) -> None:
 def record(job: Job) -> None:
     """Log and signal what became of it."""
     outcome = _outcome(job)
-    _log(outcome)
+    _log(job.message, outcome)
     signal = getattr(signals, f"message_{outcome.status}")
     signal.send_robust(sender=MailpoolResult, message=job.message, result=outcome)
 
@@ -393,9 +410,11 @@ def _outcome(job: Job) -> MailpoolResult:
 
 def _make_outcome(job: Job) -> MailpoolResult:
     result = MailpoolResult("failed", str(job.credential.pk) if job.credential else None)
+    result.server, result.tenant = job.server, job.tenant
     error = job.error
     if attempt := job.attempt:
         result.session_id, result.reused = attempt.session_id, attempt.reused
+        result.seconds = attempt.seconds
         if receipt := attempt.receipt:
             result.status, result.code, result.reply = "sent", receipt.code, receipt.reply
             result.enhanced, result.queue_id = receipt.enhanced, receipt.queue_id
@@ -428,13 +447,30 @@ def _text(reply: bytes | str) -> str:
     return reply.decode("utf-8", "replace") if isinstance(reply, bytes) else reply
 
 
-def _log(result: MailpoolResult) -> None:
+def _log(message: EmailMessage, result: MailpoolResult) -> None:
+    fields = {
+        "status": result.status,
+        "tenant": result.tenant,
+        "server": result.server,
+        "credential": result.credential_id,
+        "session": result.session_id,
+        "reused": result.reused,
+        "seconds": result.seconds,
+        "code": result.code,
+        "enhanced": result.enhanced,
+        "queue_id": result.queue_id,
+        "refused": len(result.refused),
+    }
+    if conf.get("LOG_ADDRESSES"):
+        with suppress(Exception):  # of a message that is no good, there may be none
+            fields |= {"from": str(message.from_email), "recipients": message.recipients()}
     if result.status == "sent":
         logger.debug(
             "Sent a message with credential %s on session %s: %s",
             result.credential_id,
             result.session_id,
             result.reply,
+            extra=event("mailpool.sent", **fields),
         )
     else:
         logger.warning(
@@ -443,6 +479,7 @@ def _log(result: MailpoolResult) -> None:
             result.credential_id,
             type(result.error).__name__,
             result.error,
+            extra=event("mailpool.not_sent", error=result.error, **fields),
         )
 
 

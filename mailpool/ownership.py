@@ -27,6 +27,7 @@ from django.utils.translation import gettext as _
 
 from mailpool import attempts, audit, conf, delivery, txt_records
 from mailpool.addresses import parse_mailbox
+from mailpool.events import event
 from mailpool.exceptions import InvalidMessage, OwnershipError
 from mailpool.models import Sender
 from mailpool.models.scopes import proof_of
@@ -88,7 +89,17 @@ def send_code(sender: Sender) -> None:
     )
     if result.status in ("refused", "failed"):  # unknown: it may arrive
         _row(sender).filter(code_digest=digest).note(code_digest="")
-        logger.error("No code could be sent to a sender: %s", result.error or result.reply)
+        logger.error(
+            "No code could be sent to a sender: %s",
+            result.error or result.reply,
+            extra=event(
+                "mailpool.code_not_sent",
+                credential=sender.credential_id,
+                status=result.status,
+                code=result.code,
+                error=result.error,
+            ),
+        )
         raise OwnershipError(
             _("The code could not be sent. Check the address, or try again later.")
         )
@@ -127,7 +138,11 @@ def check_dns(sender: Sender) -> None:
     try:
         found = txt_records.look_up(_record_name(sender))
     except (txt_records.LookupFailed, ImproperlyConfigured) as error:
-        logger.error("No proof could be looked for in DNS: %s", error)
+        logger.error(
+            "No proof could be looked for in DNS: %s",
+            error,
+            extra=event("mailpool.dns_failed", credential=sender.credential_id, error=error),
+        )
         raise OwnershipError(_("DNS gives no answer right now. Try again later.")) from None
     values = [value.encode() for value in _record_values(domain, scope)]
     if not any(record.strip() in values for record in found):

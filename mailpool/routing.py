@@ -93,7 +93,7 @@ class Router:
                 found = []  # not even the form of a key
             if isinstance(tenant, str):
                 # As it is written: some databases find "Acme" where "acme" is looked for.
-                found = [each for each in found if _slug(each.tenant) == tenant]
+                found = [each for each in found if slug_of(each.tenant) == tenant]
             if not found or (column != "pk" and not _is_unique(column)):
                 number = _count(column, value, tenant)
                 if number == 0:
@@ -210,11 +210,12 @@ def require_own_server(credential: Credential) -> None:
 
 def describe(tenant: TenantRef) -> str:
     """A tenant for error messages: its slug where it has one."""
-    return repr(_slug(tenant) if isinstance(tenant, Model) else str(tenant))
+    return repr(slug_of(tenant) if isinstance(tenant, Model) else str(tenant))
 
 
-def _slug(tenant: Any) -> str:
-    return str(getattr(tenant, conf.get("TENANT_SLUG_FIELD"), tenant))
+def slug_of(tenant: Any) -> str:
+    """What *tenant* is called; empty for ``None``."""
+    return "" if tenant is None else str(getattr(tenant, conf.get("TENANT_SLUG_FIELD"), tenant))
 
 
 def _is_unique(column: str) -> bool:
@@ -226,7 +227,7 @@ def _count(column: str, value: Any, tenant: TenantRef) -> int:
         found = list(_tenants().filter(**{column: value}))
     except (ValidationError, ValueError, TypeError):
         return 0
-    return sum(not isinstance(tenant, str) or _slug(each) == tenant for each in found)
+    return sum(not isinstance(tenant, str) or slug_of(each) == tenant for each in found)
 
 
 def _tenants() -> Manager[Any]:

@@ -13,6 +13,7 @@ from typing import Literal
 from django.db import router, transaction
 
 from mailpool.delivery import session_params
+from mailpool.events import event
 from mailpool.exceptions import MailpoolError
 from mailpool.models import Credential
 from mailpool.verification import REACHING, Report, send_test_message, verify_credential
@@ -68,6 +69,12 @@ def verify(
         credential.pk,
         report.address,
         f"failed at {failure.key!r}: {failure.detail}" if failure else "ok",
+        extra=event(
+            "mailpool.tenant_verified",
+            credential=credential.pk,
+            ok=failure is None,
+            step=failure.key if failure else None,
+        ),
     )
     return report.for_tenants()
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from mailpool.models.credentials import Credential
 
 
+TENANTS_SERVERS = "(tenants)"
+
+
 def _bounded(label: Any, default: int | None, top: int, **kwargs: Any) -> Any:
     """A whole number from 1 to *top*, or empty if that is the default."""
     if default is None:
@@ -234,6 +237,12 @@ class MailServer(Audited):
     def allows_login(self) -> bool:
         """Whether a password may be sent: over TLS, or in clear text to this very machine."""
         return self.security != self.Security.PLAIN or is_loopback(self.host)
+
+    @property
+    def label(self) -> str:
+        """What metrics and logs call it; the same for all servers of tenants, of which there may
+        be any number."""
+        return str(self.name) if self.tenant_id is None else TENANTS_SERVERS
 
     @property
     def guard(self) -> Guard | None:

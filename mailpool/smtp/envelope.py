@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -96,10 +97,23 @@ class Attempt:
 
     replies: list[Reply] = field(default_factory=list)
 
+    began: float | None = None
+    ended: float | None = None
+    """Monotonic, seconds: since when it is its turn, and when the answer to all of it came."""
+
+    def take_turn(self) -> None:
+        """From now on it is not the messages before it that it waits for."""
+        self.began = self.began or time.monotonic()
+
     def begin(self, session_id: str, *, reused: bool) -> None:
         """It is now on this session's turn."""
         self.session_id, self.reused = session_id, reused
         self.replies.clear()
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took; ``None`` where the server did not answer all of it."""
+        return None if self.began is None or self.ended is None else self.ended - self.began
 
     @property
     def is_settled(self) -> bool:

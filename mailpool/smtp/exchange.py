@@ -8,6 +8,7 @@ is read, in order, by the step that asked for it; whatever does not fit ends the
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from smtplib import (
@@ -349,6 +350,7 @@ class Exchange:
         if reply.ok:
             self._suspect(attempt, reply)
         attempt.replies.append(reply)
+        attempt.ended = time.monotonic()
         if reply.ok:
             attempt.receipt = Receipt(
                 session_id=self._session.id,

@@ -56,6 +56,9 @@ class SessionParams:
     access_token: str = field(default="", repr=False, compare=False)
     """Not in the key, so that a session goes on when the token it was opened with is replaced."""
 
+    server_name: str = field(default="", compare=False)
+    """What people call the server, for metrics and logs. Not in the key: it changes nothing."""
+
     ca_certificate: str = field(default="", repr=False)
     """PEM; empty for the system's authorities."""
 

@@ -14,17 +14,18 @@ import random
 import threading
 import time
 import weakref
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
+from mailpool.events import event
 from mailpool.exceptions import PoolTimeout
 from mailpool.smtp.memory import KeyMemory, Memories
 from mailpool.smtp.params import SessionParams
 from mailpool.smtp.refusals import RefusedLogins
 from mailpool.smtp.session import NOOP_TIMEOUT, QUIT_TIMEOUT, Session
 from mailpool.smtp.slot import Grant, Slot, Waiter
-from mailpool.smtp.stats import PoolStats
+from mailpool.smtp.stats import Openings, PoolStats, Reason
 
 logger = logging.getLogger("mailpool.pool")
 
@@ -72,6 +73,7 @@ class SessionPool:
         self._refused = RefusedLogins(self._clock)
         self._memories = Memories()
         self._counts = {"opened": 0, "reused": 0, "closed": 0, "failed": 0}
+        self._reasons: Counter[tuple[str, Reason]] = Counter()  # by server, why opened
         self._reaper: threading.Thread | None = None
         self._reaper_due = 0.0
         self._swept = self._clock()
@@ -125,7 +127,7 @@ class SessionPool:
                 slot.session.abort("found dead at checkout")
                 with self._lock:
                     self._counts["closed"] += 1
-            return self._open(slot, params, deadline)
+            return self._open(slot, params, deadline, _reason(grant, params, fresh))
         except BaseException:
             for session in (grant.evicted, slot.session):
                 if session is not None:
@@ -220,7 +222,7 @@ class SessionPool:
             slot = idle[-1]
             self._take_idle(slot)
             slot.state = "busy"
-            return Grant(slot)
+            return Grant(slot, found=slot.session)
         own = self._slots.get(params.credential_id, set())
         victim = None
         if len(own) >= params.max_connections:
@@ -265,7 +267,7 @@ class SessionPool:
             else:
                 blocked.add(credential)
 
-    def _open(self, slot: Slot, params: SessionParams, deadline: float) -> Session:
+    def _open(self, slot: Slot, params: SessionParams, deadline: float, reason: Reason) -> Session:
         """Open a session in a reserved slot."""
         with self._lock:
             slot.state, slot.session = "connecting", None
@@ -286,6 +288,7 @@ class SessionPool:
             jitter = params.max_lifetime * LIFETIME_JITTER * random.random()  # noqa: S311
             slot.expires = now + params.max_lifetime - jitter
             self._counts["opened"] += 1
+            self._reasons[params.server_name, reason] += 1
             # The new settings have proved themselves: what the old ones opened may go.
             for other in self._slots[params.credential_id]:
                 if other.params != params:
@@ -294,14 +297,36 @@ class SessionPool:
                         superseded.append(other)
             self._begin_closing(superseded)
         self._close_slots(superseded, timeout=0)
-        logger.debug("Opened session %s with %s.", session.id, params.address)
+        logger.debug(
+            "Opened session %s with %s.",
+            session.id,
+            params.address,
+            extra=event(
+                "mailpool.session_opened",
+                session=session.id,
+                credential=params.credential_id,
+                server=params.server_name,
+                reason=reason,
+            ),
+        )
         return session
 
     def _is_healthy(self, slot: Slot, deadline: float) -> bool:
         session = slot.session
         assert session is not None
         if not session.is_alive():
-            logger.info("Session %s has ended: %s", session.id, session.closed_because)
+            logger.info(
+                "Session %s has ended: %s",
+                session.id,
+                session.closed_because,
+                extra=event(
+                    "mailpool.session_ended",
+                    session=session.id,
+                    credential=slot.params.credential_id,
+                    server=slot.params.server_name,
+                    messages=session.messages,
+                ),
+            )
             return False
         now = self._clock()
         if now - slot.idle_since < NOOP_AFTER:
@@ -499,10 +524,22 @@ class SessionPool:
             return PoolStats(
                 pid=self._pid,
                 max_sessions=self.max_sessions,
+                max_waiting=self.max_waiting,
                 waiting=len(self._waiters),
                 sessions=sorted(sessions, key=lambda info: -info.age),
+                openings=[Openings(*key, count) for key, count in self._reasons.items()],
                 **self._counts,
             )
+
+
+def _reason(grant: Grant, params: SessionParams, fresh: bool) -> Reason:
+    if fresh:
+        return "retry"
+    if grant.found is not None:
+        return "dead"
+    if not params.maintain_connection:
+        return "not_maintained"
+    return "evicted" if grant.evicted else "new"
 
 
 _pools: weakref.WeakSet[SessionPool] = weakref.WeakSet()

@@ -69,7 +69,9 @@ class Queue:
         with self._lock:
             if not self._attempts or (self._attempts[0].stale is not None and not stale):
                 return None
-            return self._attempts.popleft()
+            attempt = self._attempts.popleft()
+        attempt.take_turn()
+        return attempt
 
 
 class Sending:

@@ -31,6 +31,7 @@ class Slot:
         return SessionInfo(
             id=session.id if session else "",
             credential_id=self.params.credential_id,
+            server=self.params.server_name,
             address=self.params.address,
             username=self.params.username,
             state=self.state,
@@ -58,3 +59,5 @@ class Grant:
 
     slot: Slot
     evicted: Session | None = None
+    found: Session | None = None
+    """The idle one that was in the slot; it may turn out dead."""

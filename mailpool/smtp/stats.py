@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Reason = Literal["new", "evicted", "dead", "retry", "not_maintained"]
+"""Why a connection was opened: none was idle; likewise, and another one had to make room; the idle
+one was dead; a message goes again, after the one before had ended; none is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +19,9 @@ class SessionInfo:
 
     credential_id: str
     address: str
+    server: str
+    """The name of the server, as ``SessionParams`` has it."""
+
     username: str
     state: str
     """``connecting``, ``busy``, ``idle`` or ``closing``."""
@@ -32,17 +39,28 @@ class SessionInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Openings:
+    """How many connections were opened to one server for one reason."""
+
+    server: str
+    reason: Reason
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class PoolStats:
     """The connections of one process, and what has happened since it started."""
 
     pid: int
     max_sessions: int
+    max_waiting: int
     waiting: int
     opened: int
     reused: int
     closed: int
     failed: int
     sessions: list[SessionInfo] = field(default_factory=list)
+    openings: list[Openings] = field(default_factory=list)
 
     @property
     def open(self) -> int:

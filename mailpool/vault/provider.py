@@ -12,6 +12,7 @@ from typing import Any
 
 from django.utils.module_loading import import_string
 
+from mailpool.events import event
 from mailpool.exceptions import SecretError
 from mailpool.secret import Secret
 from mailpool.vault.keyring import Keyring
@@ -84,7 +85,11 @@ class ProvidedKeys:
             self._lock.release()
         # Outside the lock: a handler may mail what it gets, and need a key for that.
         if isinstance(answer, str) and self._keyring is not None:
-            logger.warning("%s The keys that it gave before stay in use.", answer)
+            logger.warning(
+                "%s The keys that it gave before stay in use.",
+                answer,
+                extra=event("mailpool.key_provider_failed"),
+            )
 
     def _asked_within(self, pause: float) -> bool:
         return self.clock() - self._asked_at < pause

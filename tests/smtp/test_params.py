@@ -36,6 +36,7 @@ OTHERS = {
     "auth": "bearer",
     "grant": "another",
     "access_token": "another",
+    "server_name": "another",
     "client_certificate": "Certificate",
     "client_key": "Key",
     "mechanism": "LOGIN",
@@ -44,7 +45,7 @@ OTHERS = {
 # What only goes together: the values that a field is varied with, and from which.
 BEARER = {"auth": "bearer", "grant": "a grant", "access_token": "token", "password": ""}
 TOGETHER = {"auth": ({}, BEARER), "grant": (BEARER, {"grant": "another"})}
-NOT_IN_THE_KEY = {"access_token"}
+NOT_IN_THE_KEY = {"access_token", "server_name"}
 
 
 @pytest.fixture
