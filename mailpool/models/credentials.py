@@ -433,6 +433,23 @@ class Credential(Audited):
         return scope_of(self)
 
     def clean(self) -> None:
+        self.clean_by_itself()
+        server = self._known_server()
+        others = Credential.objects.exclude(pk=self.pk).filter(scope=self.get_scope())
+        if self.server_id and others.filter(server=server, username=self.username).exists():
+            raise ValidationError(_("This tenant has this account at this server already."))
+        if self._scope_changes():
+            taken = self.senders.model.objects.filter(
+                scope=self.get_scope(), address__in=self.senders.values("address")
+            ).exclude(credential=self)
+            if taken.exists():
+                raise ValidationError(
+                    {"tenant": _("That tenant has one of this credential's senders already.")}
+                )
+
+    def clean_by_itself(self) -> None:
+        """What ``clean()`` asks of the row and its relations, without a look at other rows: for
+        whoever has looked for those of many at once."""
         self.username = self.username.strip()
         self.bounce_address = self.bounce_address.strip()
         self._clean_characters()
@@ -459,17 +476,6 @@ class Credential(Audited):
                 _("The mail server “%(server)s” belongs to another tenant."),
                 params={"server": server.name},
             )
-        others = Credential.objects.exclude(pk=self.pk).filter(scope=self.get_scope())
-        if self.server_id and others.filter(server=server, username=self.username).exists():
-            raise ValidationError(_("This tenant has this account at this server already."))
-        if self._scope_changes():
-            taken = self.senders.model.objects.filter(
-                scope=self.get_scope(), address__in=self.senders.values("address")
-            ).exclude(credential=self)
-            if taken.exists():
-                raise ValidationError(
-                    {"tenant": _("That tenant has one of this credential's senders already.")}
-                )
 
     def _clean_characters(self) -> None:
         """No line end, which would be another command to the server, and nothing like it."""

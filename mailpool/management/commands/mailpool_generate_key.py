@@ -1,13 +1,14 @@
-"""``mailpool_generate_key``: a new encryption key."""
+"""``mailpool_generate_key``: a new encryption key, or a pair for secrets that travel."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from mailpool.conf import KEYS_VARIABLE
+from mailpool.exceptions import SecretError
 from mailpool.vault import generate_key
 
 
@@ -18,7 +19,18 @@ class Command(BaseCommand):
     )
     requires_system_checks: list[str] = []  # the missing key is what the checks would report
 
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--transfer",
+            metavar="FILE",
+            help="Instead, a pair of keys for mailpool_export --with-secrets: the private key into "
+            "FILE, for its owner alone, and the public one into FILE.pub.",
+        )
+
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["transfer"]:
+            self._make_pair(options["transfer"])
+            return
         self.stdout.write(generate_key())
         if sys.stderr.isatty():
             self.stderr.write(
@@ -26,3 +38,15 @@ class Command(BaseCommand):
                 "older ones, and run mailpool_rotate_keys. Whoever has it can read all passwords: "
                 "keep it apart from the database's backups."
             )
+
+    def _make_pair(self, path: str) -> None:
+        from mailpool.transfer.sealing import make_pair  # needs the models; a lone key does not
+
+        try:
+            public = make_pair(path)
+        except SecretError as error:
+            raise CommandError(str(error)) from None
+        self.stdout.write(
+            f"Give {public} to the site that exports. {path} opens what is sealed with it: keep it "
+            "here, and delete it after the import."
+        )

@@ -1,0 +1,29 @@
+"""What is wrong with a file, told so that whoever wrote it can put it right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mailpool.exceptions import MailpoolError
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One thing that is wrong: where, what, and what to do. Never a secret."""
+
+    line: int
+    column: str  # empty: the row as a whole
+    text: str
+
+    def __str__(self) -> str:
+        where = f"Line {self.line}, {self.column}" if self.column else f"Line {self.line}"
+        return f"{where}: {self.text}"
+
+
+class UnusableFile(MailpoolError):
+    """The file can't be read at all, or not as rows: nothing is compared or written."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(map(str, self.problems)))
