@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import os
+import re
 import time
+from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -17,6 +19,7 @@ from mailpool import relocation
 from mailpool.audit import AuditEntry
 from mailpool.models import Credential, MailServer, Sender, SiteMarker, Tenant
 from mailpool.transfer import files, sealing
+from mailpool.transfer.columns import columns
 from tests.factories import CredentialFactory, MailServerFactory, SenderFactory, TenantFactory
 
 pytestmark = pytest.mark.django_db
@@ -182,6 +185,15 @@ def test_it_is_all_in_the_audit_under_the_commands_name(run):
     run(table((*BOB[:4], "another", BOB[5])))
     assert AuditEntry.objects.filter(action="password_set", way="mailpool_import").count() == 1
     assert not AuditEntry.objects.filter(details__contains=SECRET).exists()
+
+
+def test_the_example_of_the_documentation(run):
+    page = (Path(__file__).parent.parent / "docs" / "import-export.md").read_text()
+    example = page.partition("$ cat accounts.csv\n")[2]
+    content, dry_run, rest = re.split(r"\$ python manage.py mailpool_import.*\n", example)[:3]
+    assert run(content, "--dry-run")[0] == dry_run
+    assert run(content)[0] == rest.partition("$ ")[0]
+    assert not [name for name in columns() if f"`{name}`" not in page]
 
 
 # What is refused
