@@ -23,6 +23,7 @@ from mailpool.admin.actions import set_field
 from mailpool.admin.audit import TrailLink
 from mailpool.admin.connect import ConnectPage
 from mailpool.admin.secrecy import SecretiveAdmin, SecretSubmissions
+from mailpool.admin.transfer import TransferPage
 from mailpool.admin.verify import CredentialVerification
 from mailpool.exceptions import InvalidMessage, SecretError
 from mailpool.models import Credential, MailServer, Sender
@@ -353,7 +354,7 @@ class TenantAdminMixin(RecordedAdmin, SecretSubmissions):
 
 
 @admin.register(Credential)
-class CredentialAdmin(CredentialVerification, ConnectPage, TrailLink, SecretiveAdmin):
+class CredentialAdmin(CredentialVerification, ConnectPage, TransferPage, TrailLink, SecretiveAdmin):
     """A credential with its senders."""
 
     form = CredentialForm
