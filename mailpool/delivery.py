@@ -448,7 +448,7 @@ def _text(reply: bytes | str) -> str:
 
 
 def _log(message: EmailMessage, result: MailpoolResult) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "status": result.status,
         "tenant": result.tenant,
         "server": result.server,

@@ -168,7 +168,11 @@ def test_a_connection_that_was_found_dead(mail_host, make_credential, caplog):
     send("bob")
     [ended] = of(caplog, "mailpool.session_ended")
     first, second = of(caplog, "mailpool.session_opened")
-    assert (ended["session"], first["reason"], second["reason"]) == (first["session"], "new", "dead")
+    assert (ended["session"], first["reason"], second["reason"]) == (
+        first["session"],
+        "new",
+        "dead",
+    )
     assert ended["messages"] == 1
 
 
