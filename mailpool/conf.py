@@ -41,6 +41,8 @@ DEFAULTS: dict[str, Any] = {
     "LOG_ADDRESSES": False,  # whether log records have fields with the addresses of a message
     "METRICS": None,  # for Prometheus: True, or the options of mailpool.prometheus.register()
     "HEALTH_TOKEN": None,  # shows the details of mailpool.health without a login
+    "RECORDS": "counts",  # what is kept of each message: off, counts, addresses or subjects
+    "RECORDS_KEEP_DAYS": None,  # older records are removed by mailpool_prune; None: say how old
     "SITE": None,  # name of this installation; None: databases are not told apart
 }
 
@@ -104,6 +106,17 @@ def tenant_guard() -> Guard:
             "TENANT_SERVER_NETWORKS or TENANT_SERVER_PORTS of MAILPOOL can't be used, so no "
             f"server of a tenant is: {error}."
         ) from error
+
+
+# What MAILPOOL["RECORDS"] may be; each says more than the one before it.
+RECORDS = ("off", "counts", "addresses", "subjects")
+RECORDS_OFF, RECORDS_COUNTS, RECORDS_ADDRESSES, RECORDS_SUBJECTS = range(len(RECORDS))
+
+
+def records_level() -> int:
+    """How much is recorded of each message. With a mistake in the setting, no addresses."""
+    given = get("RECORDS")
+    return RECORDS.index(given) if given in RECORDS else RECORDS_COUNTS
 
 
 def verifies_senders() -> bool:

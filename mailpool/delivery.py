@@ -28,15 +28,16 @@ from typing import Any, Literal
 from django.core.mail import EmailMessage
 from django.core.mail.utils import DNS_NAME
 from django.core.signals import setting_changed
+from django.dispatch import Signal
 
-from mailpool import conf, marker, signals
+from mailpool import conf, marker, recording, signals
 from mailpool.events import event
 from mailpool.exceptions import DeliveryUnknown, PoolTimeout, SecretError
 from mailpool.models import Credential, MailServer
 from mailpool.oauth import tokens
 from mailpool.rendering import render
 from mailpool.routing import require_own_server, slug_of
-from mailpool.smtp import Attempt, PoolStats, SessionParams, SessionPool, Transmitter
+from mailpool.smtp import Attempt, PoolStats, Session, SessionParams, SessionPool, Transmitter
 
 logger = logging.getLogger("mailpool")
 
@@ -99,6 +100,8 @@ class Job:
     """Why there is nothing to transmit."""
 
     outcome: MailpoolResult | None = None
+    trace: recording.Trace | None = None
+    """What its record is still to be made from."""
 
     @property
     def is_waiting(self) -> bool:
@@ -174,17 +177,19 @@ def deliver(
                 settle(window)
                 if block is None and reported + len(window) == len(jobs):
                     transmitter.release()  # before anybody hears of it
+                write_records(window)
                 for job in window:
                     reported += 1
-                    record(job)
+                    report(job)
     except BaseException:
         if block is None:
             transmitter.release()
         # Ctrl-C, or a time limit of a task queue: what it kept back is not lost in silence.
         late = jobs[reported:]
         settle(late)
+        write_records(late)
         for job in late:
-            record(job)
+            report(job)
         raise
     return [_outcome(job) for job in jobs]
 
@@ -394,7 +399,18 @@ def settle(jobs: Iterable[Job]) -> None:
         job.attempt = None  # its bytes are no longer needed
 
 
-def record(job: Job) -> None:
+def write_records(jobs: Iterable[Job]) -> None:
+    """Write what became of *jobs*: all database writes, and none that anything depends on."""
+    entries = []
+    for job in jobs:
+        if job.trace is not None:
+            entries.append(recording.Entry(job.message, job.credential, job.trace, _outcome(job)))
+            job.trace = None  # never twice, whatever interrupts
+    if entries:
+        recording.write(entries)
+
+
+def report(job: Job) -> None:
     """Log and signal what became of it."""
     outcome = _outcome(job)
     _log(job.message, outcome)
@@ -405,6 +421,7 @@ def record(job: Job) -> None:
 def _outcome(job: Job) -> MailpoolResult:
     if job.outcome is None:
         job.outcome = _make_outcome(job)
+        job.trace = recording.trace(job.attempt)
     return job.outcome
 
 
@@ -489,9 +506,33 @@ def _log(message: EmailMessage, result: MailpoolResult) -> None:
 @cache
 def get_pool() -> SessionPool:
     """The pool of this process, made when it is first needed."""
-    pool = SessionPool(**_limits())
+    pool = SessionPool(**_limits(), on_open=_opened, on_close=_closed)
     atexit.register(pool.shut_down)
     return pool
+
+
+def _opened(session: Session) -> None:
+    _tell(signals.connection_opened, session)
+
+
+def _closed(session: Session) -> None:
+    _tell(
+        signals.connection_closed,
+        session,
+        messages=session.messages,
+        reason=session.closed_because,
+    )
+
+
+def _tell(signal: Signal, session: Session, **more: Any) -> None:
+    signal.send_robust(
+        sender=SessionPool,
+        session_id=session.id,
+        credential_id=session.params.credential_id,
+        address=session.params.address,
+        tls_version=session.tls_version,
+        **more,
+    )
 
 
 def _limits() -> dict[str, Any]:

@@ -32,7 +32,8 @@ class CountingHost(MailHost):
 def main() -> None:
     logging.disable(logging.CRITICAL)
     authority = Authority()
-    with CountingHost(authority) as host:
+    security = sys.argv[1] if len(sys.argv) > 1 else "starttls"
+    with CountingHost(authority, security=security) as host:
         print(json.dumps({"port": host.port, "ca": authority.pem}), flush=True)
         for _ in sys.stdin:
             report = {

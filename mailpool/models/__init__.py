@@ -1,4 +1,4 @@
-"""Tenants, mail servers, credentials and senders. Nothing here opens a connection."""
+"""Tenants, mail servers, credentials, senders and delivery records. Nothing here opens a connection."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from django.core.exceptions import ImproperlyConfigured
 from mailpool.audit import AuditEntry
 from mailpool.models.credentials import Credential
 from mailpool.models.oauth import OAuthClient
+from mailpool.models.records import DeliveryRecipient, DeliveryRecord
 from mailpool.models.senders import Sender
 from mailpool.models.servers import SERVER_BOUNDS, MailServer
 from mailpool.models.sites import SiteMarker
@@ -20,6 +21,8 @@ __all__ = [
     "SERVER_BOUNDS",
     "AuditEntry",
     "Credential",
+    "DeliveryRecipient",
+    "DeliveryRecord",
     "MailServer",
     "OAuthClient",
     "Sender",

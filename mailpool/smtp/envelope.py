@@ -96,24 +96,45 @@ class Attempt:
     """Why the session, a used one, ended before the hand-over: a fresh one may take the message."""
 
     replies: list[Reply] = field(default_factory=list)
+    tls: str = ""
+    """The TLS version of the session; empty without TLS."""
+
+    # Seconds; points in time are monotonic.
+    made: float = field(default_factory=time.monotonic)
+    connecting: float = 0.0
+    """How much of the time before it began went into a connection that was opened for it."""
 
     began: float | None = None
+    """When its commands left, on the session that it ended with."""
+
     ended: float | None = None
-    """Monotonic, seconds: since when it is its turn, and when the answer to all of it came."""
+    """When the last was heard of it."""
 
-    def take_turn(self) -> None:
-        """From now on it is not the messages before it that it waits for."""
-        self.began = self.began or time.monotonic()
-
-    def begin(self, session_id: str, *, reused: bool) -> None:
+    def begin(
+        self, session_id: str, *, reused: bool, tls: str = "", connecting: float = 0.0
+    ) -> None:
         """It is now on this session's turn."""
-        self.session_id, self.reused = session_id, reused
+        self.session_id, self.reused, self.tls = session_id, reused, tls
+        self.connecting = connecting
+        self.began = time.monotonic()
         self.replies.clear()
+
+    def hear(self, reply: Reply) -> None:
+        """The next reply that is about it."""
+        self.replies.append(reply)
+        self.ended = time.monotonic()
+
+    def could_not_begin(self, error: Exception, *, connecting: float = 0.0) -> None:
+        """There is no session for it."""
+        self.error, self.connecting = error, connecting
+        self.began, self.ended = None, time.monotonic()
 
     @property
     def seconds(self) -> float | None:
-        """How long it took; ``None`` where the server did not answer all of it."""
-        return None if self.began is None or self.ended is None else self.ended - self.began
+        """How long connecting and sending took; ``None`` where no server took the message."""
+        if self.receipt is None or self.began is None or self.ended is None:
+            return None
+        return self.connecting + self.ended - self.began
 
     @property
     def is_settled(self) -> bool:

@@ -196,7 +196,13 @@ class Exchange:
         self._lone_dot = self._reset = False
         single = False
         if offered:
-            offered.begin(self._session.id, reused=self._session.is_used)
+            session, is_used = self._session, self._session.is_used
+            offered.begin(
+                session.id,
+                reused=is_used,
+                tls=session.tls_version,
+                connecting=0.0 if is_used else session.opened_in,
+            )
             self._session.messages += 1
             commands = self._commands(offered)
             single = commands[-1].end_of is not None
@@ -332,7 +338,7 @@ class Exchange:
         )
 
     def _note(self, attempt: Attempt, reply: Reply, is_last: bool = False) -> None:
-        attempt.replies.append(reply)
+        attempt.hear(reply)
         # A used session that says goodbye counts as lost; a fresh one, or one that has got the
         # whole message, has refused it.
         if attempt.reused and not attempt.handed_over:
@@ -349,8 +355,7 @@ class Exchange:
         self._ended = attempt
         if reply.ok:
             self._suspect(attempt, reply)
-        attempt.replies.append(reply)
-        attempt.ended = time.monotonic()
+        attempt.hear(reply)
         if reply.ok:
             attempt.receipt = Receipt(
                 session_id=self._session.id,
@@ -377,7 +382,7 @@ class Exchange:
             return
         if not reply.ok and reply.code < 400:
             raise NotSMTP(f"{self._params.address} answered {reply.code} to a chunk.")
-        attempt.replies.append(reply)
+        attempt.hear(reply)
         if attempt.accepted:
             self._suspect(attempt, reply)
         if attempt.accepted and reply.code in _UNKNOWN_COMMAND:
@@ -531,6 +536,8 @@ class Exchange:
 
     def _settle_unknown(self, text: str, cause: BaseException) -> None:
         for attempt in self._under_way():
+            if not attempt.is_settled:
+                attempt.ended = time.monotonic()
             if attempt.handed_over and not attempt.is_settled:
                 attempt.error = DeliveryUnknown(
                     f"{text} The message may or may not have been accepted; it is not sent again."

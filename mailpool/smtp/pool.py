@@ -41,6 +41,7 @@ class SessionPool:
     key; *clock* is monotonic; both can be replaced in tests. *max_sessions* bounds the sockets of
     this process, *max_waiting* the callers that wait, *timeout* (seconds) how long waiting and
     connecting may take together, and *auth_pause* how long a refused login is not tried again.
+    *on_open* and *on_close* hear of each session, in whatever thread opens or closes it.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class SessionPool:
         max_waiting: int = 1000,
         timeout: float = 30.0,
         auth_pause: float = 60.0,
+        on_open: Callable[[Session], None] | None = None,
+        on_close: Callable[[Session], None] | None = None,
     ) -> None:
         self.max_sessions = max_sessions
         self.max_waiting = max_waiting
@@ -59,6 +62,8 @@ class SessionPool:
         self.auth_pause = auth_pause
         self._connect = connect
         self._clock = clock
+        self._on_open = on_open
+        self._on_close = on_close
         self._reset()
         _pools.add(self)
 
@@ -296,6 +301,9 @@ class SessionPool:
                     if other.state == "idle":
                         superseded.append(other)
             self._begin_closing(superseded)
+        if self._on_open:
+            session.on_close = self._on_close
+            self._on_open(session)
         self._close_slots(superseded, timeout=0)
         logger.debug(
             "Opened session %s with %s.",

@@ -69,9 +69,7 @@ class Queue:
         with self._lock:
             if not self._attempts or (self._attempts[0].stale is not None and not stale):
                 return None
-            attempt = self._attempts.popleft()
-        attempt.take_turn()
-        return attempt
+            return self._attempts.popleft()
 
 
 class Sending:
@@ -146,6 +144,7 @@ class Sending:
             if unreachable is not None:
                 attempt.error = unreachable
                 continue
+            asked = time.monotonic()
             try:
                 session = self._transmitter.session(
                     params, self._deadline, fresh=attempt.stale is not None
@@ -153,9 +152,10 @@ class Sending:
             except (TimeoutError, TimedOut, PoolTimeout, SMTPConnectError) as error:
                 # Everything else is tried again for each message; these would take far too long,
                 # or tell a server that is overloaded the same again and again.
-                attempt.error = unreachable = error
+                unreachable = error
+                _not_begun(attempt, error, asked)
             except Exception as error:
-                attempt.error = error
+                _not_begun(attempt, error, asked)
             else:
                 self._use(session, attempt, queue)
 
@@ -198,3 +198,11 @@ class Sending:
 
     def _is_over(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline
+
+
+def _not_begun(attempt: Attempt, error: Exception, asked: float) -> None:
+    """*attempt* got no session, though it *asked* for one at that time."""
+    # With that error it was the place in the pool that it waited for.
+    waited_only = isinstance(error, PoolTimeout)
+    connecting = 0.0 if waited_only else time.monotonic() - asked
+    attempt.could_not_begin(error, connecting=connecting)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from smtplib import SMTPRecipientsRefused, SMTPSenderRefused, SMTPServerDisconnected
 
 from mailpool.smtp.envelope import Attempt, Envelope, Receipt
@@ -40,7 +41,9 @@ class Session:
         self.mechanism = handshake.mechanism
         self.messages = 0  # envelopes that were tried, sent or not
         self.reuses = 0  # times that the pool handed it out again
+        self.opened_in = 0.0  # seconds
         self.closed_because = ""
+        self.on_close: Callable[[Session], None] | None = None
         self._said_quit = False
         self._pid = os.getpid()
         self._wire: Wire | None = handshake.wire
@@ -63,9 +66,12 @@ class Session:
         *memory* is what earlier sessions of the same *params* found out. Raises what
         ``Handshake.run()`` raises.
         """
+        started = time.monotonic()
         handshake = Handshake(params, deadline=deadline, memory=memory)
         handshake.run()
-        return cls(handshake)
+        session = cls(handshake)
+        session.opened_in = time.monotonic() - started
+        return session
 
     @property
     def opened(self) -> Wire:
@@ -137,6 +143,9 @@ class Session:
             self.closed_because = why
             with contextlib.suppress(Exception):
                 wire.close()
+            if self.on_close and self._pid == os.getpid():
+                with contextlib.suppress(Exception):
+                    self.on_close(self)
 
     def cut(self) -> None:
         """End the connection from another thread than the one that uses it. Never raises."""

@@ -1,0 +1,302 @@
+"""The record of each message: a row in the database, written when the connection is back.
+
+A row that can't be written is reported and otherwise without consequence: the mail has gone its
+way, and what the caller is told does not depend on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from smtplib import SMTPRecipientsRefused
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.core.mail import EmailMessage
+from django.db import DataError, IntegrityError, OperationalError, connections, router, transaction
+from django.utils import timezone
+
+from mailpool import audit, conf, signals
+from mailpool.models import Credential, DeliveryRecipient, DeliveryRecord
+from mailpool.models.records import EPOCH, make_key
+from mailpool.prepared import PreparedInsert, prepare_insert
+from mailpool.smtp import Attempt
+
+if TYPE_CHECKING:
+    from mailpool.delivery import MailpoolResult
+
+logger = logging.getLogger("mailpool.records")
+
+# Rows in one statement: more of them are hardly faster, and take longer to be tried again.
+ROWS = 100
+
+REPLY_LENGTH = 2000  # characters that are kept of what servers say
+MOST_MS = 2**31 - 1
+
+_MESSAGE_ID = re.compile(rb"(?i)(?:\A|\r\n)message-id:\s*(<[^>\r\n]*>)")
+_ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3}(?=\s|$)")
+_ADDRESS = re.compile(r"[^\s<>()\[\]\"',;:]+@[^\s<>()\[\]\"',;:]+")
+
+
+@dataclass(slots=True)
+class Trace:
+    """What is kept of a message until its row is written, when its bytes are gone."""
+
+    ended: int
+    """Microseconds since 1970."""
+
+    sender: str = ""
+    recipients: tuple[str, ...] = ()
+    size: int = 0
+    message_id: str = ""
+    tls: str = ""
+    retried: bool = False
+    # Milliseconds.
+    waiting: int = 0
+    connecting: int = 0
+    sending: int = 0
+
+
+@dataclass(slots=True)
+class Entry:
+    """All that a row is made from."""
+
+    message: EmailMessage
+    credential: Credential | None
+    trace: Trace
+    result: MailpoolResult
+
+
+def trace(attempt: Attempt | None) -> Trace | None:
+    """What is to be kept of *attempt* (``None``: there was nothing to transmit), if anything is."""
+    if conf.records_level() == conf.RECORDS_OFF:
+        return None
+    now, mono = time.time_ns() // 1000, time.monotonic()
+    if attempt is None:
+        return Trace(now)
+    ended = mono if attempt.ended is None else attempt.ended
+    began = ended if attempt.began is None else attempt.began
+    connecting = attempt.connecting
+    envelope = attempt.envelope
+    return Trace(
+        ended=now - int((mono - ended) * 1_000_000),
+        sender=envelope.sender,
+        recipients=envelope.recipients,
+        size=envelope.size,
+        message_id=_message_id(envelope.content),
+        tls=attempt.tls,
+        retried=attempt.stale is not None,
+        waiting=_ms(began - attempt.made - connecting),
+        connecting=_ms(connecting),
+        sending=_ms(ended - began),
+    )
+
+
+def _ms(seconds: float) -> int:
+    return min(MOST_MS, max(0, round(seconds * 1000)))
+
+
+def _message_id(content: bytes) -> str:
+    match = _MESSAGE_ID.search(content, 0, max(0, content.find(b"\r\n\r\n")))
+    return match[1].decode("ascii", "replace") if match else ""
+
+
+def write(entries: Sequence[Entry]) -> None:
+    """Write a row for each of *entries*, in as few statements as may be. Never raises.
+
+    Within a transaction of the caller's they stand or fall with it, but never break it.
+    """
+    unwritten, failure = 0, None
+    for first in range(0, len(entries), ROWS):
+        part = entries[first : first + ROWS]
+        try:
+            missing, error = _write(part)
+        except Exception as unexpected:
+            missing, error = len(part), unexpected
+        unwritten, failure = unwritten + missing, error or failure
+    if failure is not None:
+        _report(unwritten, failure)
+
+
+def _report(count: int, error: Exception) -> None:
+    logger.error(
+        "%d delivery records could not be written (%s): %s. The mail is not affected.",
+        count,
+        type(error).__name__,
+        str(error).partition("\n")[0],  # what PostgreSQL says below that shows the row
+        extra={"event": "mailpool.records.failed", "records": count},
+    )
+    signals.records_failed.send_robust(sender=DeliveryRecord, count=count, error=error)
+
+
+def _write(entries: Sequence[Entry]) -> tuple[int, Exception | None]:
+    """How many of *entries* could not be written, and why."""
+    using = router.db_for_write(DeliveryRecord)
+    rows, others = _Rows(using).of(entries)
+    try:
+        _insert(using, DeliveryRecord, rows)
+    except (DataError, IntegrityError) as error:
+        if len(entries) == 1:
+            return 1, error
+        # One of them is to blame; it shall not take the others along.
+        outcomes = [_write([entry]) for entry in entries]
+        errors = [error for _, error in outcomes if error is not None]
+        return sum(count for count, _ in outcomes), errors[0] if errors else None
+    if others:
+        _insert(using, DeliveryRecipient, others)
+    return 0, None
+
+
+def _insert(using: str, model: Any, rows: list[list[Any]]) -> None:
+    connection = connections[using]
+    statement = _statement(using, model)
+    if connection.in_atomic_block or not connection.get_autocommit():
+        # A savepoint, so that an error does not break the caller's transaction.
+        with transaction.atomic(using=using):
+            statement.execute(rows)
+        return
+    try:
+        statement.execute(rows, alone=True)
+    except OperationalError:
+        # Sending may take longer than a database lets a connection be idle. The key is in the
+        # row, so that it can't be written a second time.
+        connection.close_if_unusable_or_obsolete()
+        if connection.connection is not None:
+            raise
+        with suppress(IntegrityError):  # it was written after all
+            statement.execute(rows, alone=True)
+
+
+_statements: dict[tuple[str, Any], PreparedInsert] = {}
+
+
+def _statement(using: str, model: Any) -> PreparedInsert:
+    if (using, model) not in _statements:
+        _statements[using, model] = prepare_insert(using, model)
+    return _statements[using, model]
+
+
+class _Rows:
+    """Entries as rows, in the order of the model's columns."""
+
+    def __init__(self, using: str) -> None:
+        self._connection = connections[using]
+        self._level = conf.records_level()
+        self._accounts: dict[Any, tuple[Any, ...]] = {None: (None, None, None, "", "", "")}
+
+    def of(self, entries: Iterable[Entry]) -> tuple[list[list[Any]], list[list[Any]]]:
+        """Their rows, and those of recipients after the first one."""
+        rows: list[list[Any]] = []
+        others: list[list[Any]] = []
+        for entry in entries:
+            row = self._row(entry)
+            rows.append(row)
+            if self._level >= conf.RECORDS_ADDRESSES:
+                others += [
+                    [row[0], _text(address, 320).lower()] for address in _recipients(entry)[1:]
+                ]
+        return rows, others
+
+    def _row(self, entry: Entry) -> list[Any]:
+        trace, result, level = entry.trace, entry.result, self._level
+        recipients = _recipients(entry)
+        sender = trace.sender or _address(entry.message.from_email)
+        reply = self._reply(entry, sender)
+        enhanced = result.enhanced
+        if not enhanced and (match := _ENHANCED.match(result.reply)):
+            enhanced = match[0]
+        message_id = trace.message_id or str(entry.message.extra_headers.get("Message-ID", ""))
+        has_addresses = level >= conf.RECORDS_ADDRESSES and recipients
+        return [
+            make_key(trace.ended),
+            self._when(trace.ended),
+            result.status,
+            *self._account(entry.credential),
+            _text(message_id, 255),
+            _text(sender, 320),
+            len(recipients),
+            len(result.refused),
+            _text(recipients[0], 320).lower() if has_addresses else None,
+            _text(str(entry.message.subject), 255) if level >= conf.RECORDS_SUBJECTS else "",
+            trace.size,
+            result.code,
+            enhanced,
+            reply,
+            _text(result.queue_id, 100) or None,
+            result.session_id or "",
+            result.reused,
+            trace.retried,
+            trace.tls[:10],
+            trace.waiting,
+            trace.connecting,
+            trace.sending,
+            type(result.error).__name__[:100] if result.error is not None else "",
+        ]
+
+    def _when(self, microseconds: int) -> Any:
+        when = EPOCH + timedelta(microseconds=microseconds)
+        if not settings.USE_TZ:
+            when = timezone.make_naive(when, timezone.get_default_timezone())
+        return self._connection.ops.adapt_datetimefield_value(when)
+
+    def _account(self, credential: Credential | None) -> tuple[Any, ...]:
+        """Keys and names, as the columns have them; once for all messages of a batch."""
+        key = credential and credential.pk
+        if key not in self._accounts:
+            keys = [
+                DeliveryRecord._meta.get_field(name).get_db_prep_save(value, self._connection)
+                for name, value in (
+                    ("tenant", credential.tenant_id),
+                    ("credential", credential.pk),
+                    ("server", credential.server_id),
+                )
+            ]
+            self._accounts[key] = (
+                *keys,
+                _text(audit.name_of(credential, "tenant"), 200),
+                _text(audit.name_of(credential, "server"), 100),
+                _text(credential.username, 255),
+            )
+        return self._accounts[key]
+
+    def _reply(self, entry: Entry, sender: str) -> str:
+        """What the server said, also of the recipients that it refused, or what went wrong."""
+        result = entry.result
+        text = result.reply or (str(result.error) if result.error is not None else "")
+        if result.refused and not isinstance(result.error, SMTPRecipientsRefused):
+            said = [f"{who}: {code} {why}" for who, (code, why) in result.refused.items()]
+            text = "\n".join([text, *said])
+        if self._level < conf.RECORDS_ADDRESSES and "@" in text:
+            # Servers like to repeat whom they don't know.
+            text = _ADDRESS.sub(lambda found: found[0] if found[0] == sender else "(address)", text)
+        return _text(text, REPLY_LENGTH)
+
+
+def _recipients(entry: Entry) -> Sequence[str]:
+    if entry.trace.recipients:
+        return entry.trace.recipients
+    try:
+        return [_address(each) for each in entry.message.recipients()]
+    except Exception:  # it may be why the message failed
+        return ()
+
+
+def _address(text: Any) -> str:
+    """The address in what was given for one and never became part of an envelope."""
+    found = _ADDRESS.search(str(text))
+    return found[0] if found else str(text)
+
+
+def _text(text: str, length: int) -> str:
+    """What every database takes: no NUL, no half of a character."""
+    if not text.isprintable():
+        text = "".join(
+            char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}"
+            for char in text
+        )
+    return text[:length]
