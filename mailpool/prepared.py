@@ -138,58 +138,59 @@ class PreparedInsert:
 
     using: str
     columns: list[str]
-    sql: str
-    """With a place for one row, or for all of them as JSON."""
-
-    is_json: bool
+    into: str
+    row: str
     in_one: int
     """How many rows fit into one statement."""
+
+    from_json: str
+    """Instead of the rows where there are several; empty where the database has no such thing."""
 
     def execute(self, rows: Sequence[Sequence[Any]], *, alone: bool = False) -> None:
         """Insert *rows*, at least one.
 
         *alone* tells that no transaction is under way. Then PostgreSQL does not wait for its disk.
         """
+        # Its driver takes longer over a value for each column of many rows than all else takes.
+        as_json = self.from_json and len(rows) > 1
         with connections[self.using].cursor() as cursor:
             for first in range(0, len(rows), self.in_one):
                 part = rows[first : first + self.in_one]
-                if self.is_json:
+                if as_json:
                     objects = [dict(zip(self.columns, row, strict=True)) for row in part]
-                    values = [json.dumps(objects, default=str)]
-                    cursor.execute(self.sql + _DO_NOT_WAIT if alone else self.sql, values)
+                    sql, values = self.from_json, [json.dumps(objects, default=str)]
                 else:
-                    place = self.sql[self.sql.rindex(" (") :]
+                    sql = "VALUES " + ", ".join([self.row] * len(part))
                     values = [value for row in part for value in row]
-                    cursor.execute(self.sql + f",{place}" * (len(part) - 1), values)
+                if alone and self.from_json:
+                    sql += f", {_DO_NOT_WAIT}" if as_json else f" RETURNING {_DO_NOT_WAIT}"
+                cursor.execute(self.into + sql, values)
 
 
-# Waiting for the disk takes PostgreSQL several times as long as all else about a row. This spares
-# it, for the transaction that the statement is: a crash of the database server itself may lose the
+# Waiting for the disk takes PostgreSQL many times as long as all else about a row. This spares it,
+# for the transaction that the statement is: a crash of the database server itself may lose the
 # rows of the last moments, and nothing else.
-_DO_NOT_WAIT = ", set_config('synchronous_commit', 'off', true)"
+_DO_NOT_WAIT = "set_config('synchronous_commit', 'off', true)"
 
 
 def prepare_insert(using: str, model: type[Model]) -> PreparedInsert:
     """An INSERT of all columns of *model* but the keys that the database makes itself.
 
-    For rows that may be lost with a crash of the database.
+    For rows that may be lost with a crash of the database server.
     """
     connection = connections[using]
     fields = [each for each in model._meta.concrete_fields if not isinstance(each, AutoField)]
     table = connection.ops.quote_name(model._meta.db_table)
     columns = ", ".join(connection.ops.quote_name(field.column) for field in fields)
-    # One value instead of one for each column and row: its driver takes longer over those than
-    # all else takes together.
-    is_json = connection.vendor == "postgresql"
-    if is_json:
-        source = f"SELECT {columns} FROM json_populate_recordset(NULL::{table}, %s)"  # noqa: S608
-    else:
-        source = f"VALUES ({', '.join(['%s'] * len(fields))})"
+    from_json = ""
+    if connection.vendor == "postgresql":
+        from_json = f"SELECT {columns} FROM json_populate_recordset(NULL::{table}, %s)"  # noqa: S608
     most = connection.features.max_query_params
     return PreparedInsert(
         using=using,
         columns=[field.column for field in fields],
-        sql=f"INSERT INTO {table} ({columns}) {source}",
-        is_json=is_json,
-        in_one=1000 if is_json or not most else most // len(fields),
+        into=f"INSERT INTO {table} ({columns}) ",
+        row=f"({', '.join(['%s'] * len(fields))})",
+        in_one=most // len(fields) if most else 1000,
+        from_json=from_json,
     )
