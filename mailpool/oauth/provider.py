@@ -5,6 +5,7 @@ The protocol is Authlib's, from the extra ``mailpool[oauth2]``, and loaded when 
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -17,8 +18,15 @@ from django.core.exceptions import ValidationError
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from mailpool.exceptions import CredentialNeedsAttention, OAuthError, OAuthUnavailable
+from mailpool.exceptions import (
+    CredentialNeedsAttention,
+    MailpoolError,
+    OAuthError,
+    OAuthUnavailable,
+)
 from mailpool.models import OAuthClient
+from mailpool.oauth.transport import BadAnswer, ask_plainly
+from mailpool.oauth.words import quotable
 from mailpool.presets import preset
 from mailpool.secret import Secret
 from mailpool.validators import validate_provider_url
@@ -62,19 +70,23 @@ def is_installed() -> bool:
 
 
 def authorization_url(
-    client: OAuthClient, *, redirect_uri: str, state: str, verifier: Secret, username: str
-) -> str:
-    """Where somebody allows this site to send as *username*."""
+    client: OAuthClient, *, redirect_uri: str, state: Secret, verifier: Secret, username: str
+) -> Secret:
+    """Where somebody allows this site to send as *username*; *state* is in it."""
     _require_safe(client.authorization_url)
     with _session(client, redirect_uri=redirect_uri, code_challenge_method="S256") as session:
-        url, _state = session.create_authorization_url(
-            client.authorization_url,
-            state=state,
-            code_verifier=str(verifier),
-            login_hint=username,
-            **preset(client.provider).parameters,
-        )
-    return str(url)
+        try:
+            url, _state = session.create_authorization_url(
+                client.authorization_url,
+                state=str(state),
+                code_verifier=str(verifier),
+                login_hint=username,
+                **preset(client.provider).parameters,
+            )
+            return Secret(url)
+        except Exception:  # whose frames have both in clear text
+            text = _("The authorization URL of %(client)s can't be used. Correct it.")
+    raise OAuthError(text % {"client": client})
 
 
 def exchange_code(
@@ -145,7 +157,6 @@ def service_account(client: OAuthClient, mailbox: str) -> Tokens:
 def _assertion(client: OAuthClient, mailbox: str) -> Secret:
     """Signed: that the service account asks, for *mailbox*, this provider, and now."""
     from authlib.oauth2.rfc7523 import JWTBearerGrant
-    from joserfc.errors import JoseError
     from joserfc.jwk import RSAKey
 
     now = int(time.time())
@@ -162,7 +173,7 @@ def _assertion(client: OAuthClient, mailbox: str) -> Secret:
                 alg="RS256",
             )
         )
-    except (JoseError, ValueError, TypeError):
+    except Exception:  # whose frames have the key in clear text
         text = _("The service account's key of %(client)s can't be used. Paste it again.")
     raise OAuthError(text % {"client": client})
 
@@ -175,7 +186,7 @@ def _session(client: OAuthClient, **kwargs: Any) -> Any:
             _("OAuth 2 logins need a library that is not installed: pip install mailpool[oauth2].")
         ) from None
     secret = client.client_secret
-    return OAuth2Session(
+    session = OAuth2Session(
         client.client_id,
         str(secret) or None,
         scope=client.scopes,
@@ -183,6 +194,8 @@ def _session(client: OAuthClient, **kwargs: Any) -> Any:
         default_timeout=TIMEOUT,
         **kwargs,
     )
+    ask_plainly(session)
+    return session
 
 
 def _ask(
@@ -191,49 +204,78 @@ def _ask(
     question: Callable[[Any], Any],
     mailbox: str = "",
 ) -> Tokens:
-    """Put *question*. None of the errors has what was sent in it, nor the frames that sent it."""
-    _require_safe(client.token_url)
-    with _session(client) as session:
-        from authlib.common.errors import AuthlibBaseError
-        from requests import RequestException, Timeout
+    """Put *question*. None of the errors has what was sent in it, nor the frames that sent it.
 
-        try:
-            return _tokens(question(session))
-        except AuthlibBaseError as error:
-            hidden = [*secrets, client.client_secret, client.private_key]
-            raise _refusal(client, error, hidden, mailbox) from None
-        except Timeout:
-            raise _unavailable(client, _("it did not answer in time"), ProviderAway) from None
-        except RequestException as error:
-            status = getattr(error.response, "status_code", None)
-            what = (
-                _("it answered with status %d") % status if status else _("there is no connection")
-            )
-            raise _unavailable(client, what, ProviderAway) from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise _unavailable(client, _("its answer has no access token")) from None
+    So they are raised here, where no other one is being handled: that would go along as their
+    context, with its frames.
+    """
+    _require_safe(client.token_url)
+    known = [client.client_secret, client.private_key]
+    with _session(client) as session:
+        # What is signed is among the secrets once the question was put.
+        came = _answer(client, session, question, lambda: [*secrets, *known], mailbox)
+    if isinstance(came, Tokens):
+        return came
+    raise came
+
+
+def _answer(
+    client: OAuthClient,
+    session: Any,
+    question: Callable[[Any], Any],
+    hidden: Callable[[], list[Secret]],
+    mailbox: str,
+) -> Tokens | MailpoolError:
+    """What came of *question*: tokens, or the error to raise."""
+    from authlib.common.errors import AuthlibBaseError
+    from requests import RequestException, Timeout
+
+    try:
+        return _tokens(question(session))
+    except MailpoolError as error:
+        return error  # the question was not even put
+    except AuthlibBaseError as error:
+        return _refusal(client, error, hidden(), mailbox)
+    except BadAnswer as error:
+        return _unavailable(client, str(error))
+    except Timeout:
+        return _unavailable(client, _("it did not answer in time"), ProviderAway)
+    except RequestException as error:
+        status = getattr(error.response, "status_code", None)
+        what = _("it answered with status %d") % status if status else _("there is no connection")
+        return _unavailable(client, what, ProviderAway)
+    except Exception:
+        # Whatever the libraries raise on an answer that is none, from JSON without end to a
+        # lifetime that is no number. Their frames have what was sent in clear text.
+        return _unavailable(client, _("its answer has no access token that can be used"))
 
 
 def _tokens(answer: Any) -> Tokens:
-    token = answer["access_token"]
+    """What is in *answer*; any exception means that it is not one."""
+    token, next_one = answer["access_token"], answer.get("refresh_token") or ""
     if not re.fullmatch(r"[!-~]+", token) or answer.get("token_type", "").lower() != "bearer":
         raise ValueError("no bearer token")
-    seconds = int(answer.get("expires_in") or DEFAULT_LIFETIME)
+    if not re.fullmatch(r"[ -~]*", next_one):
+        raise ValueError("no refresh token")
+    seconds = float(answer.get("expires_in") or DEFAULT_LIFETIME)
+    if not 0 < seconds < math.inf:
+        raise ValueError("no lifetime")
     return Tokens(
         access_token=Secret(token),
         expires_at=timezone.now() + timedelta(seconds=max(1, min(seconds, LONGEST_LIFETIME))),
-        refresh_token=Secret(answer.get("refresh_token") or ""),
+        refresh_token=Secret(next_one),
     )
 
 
 def _refusal(client: OAuthClient, error: Any, secrets: list[Secret], mailbox: str) -> OAuthError:
-    said = f"{error.error}: {error.description}" if error.description else str(error.error)
-    for secret in filter(None, secrets):
-        said = said.replace(secret, "(hidden)")
-    said = "".join(c if c.isprintable() else " " for c in said)[:300]
-    if error.error in _TEMPORARY:
+    code, description = error.error, error.description
+    if not isinstance(code, str):
+        return _unavailable(client, _("its answer has no access token that can be used"))
+    is_told = isinstance(description, str) and description
+    said = quotable(f"{code}: {description}" if is_told else code, secrets)
+    if code in _TEMPORARY:
         return _unavailable(client, said)
-    if mailbox and error.error in _WITHDRAWN | _NOT_DELEGATED:
+    if mailbox and code in _WITHDRAWN | _NOT_DELEGATED:
         return CredentialNeedsAttention(
             _(
                 "The service account may not, or no longer, send as %(mailbox)s. See that the "
@@ -242,7 +284,7 @@ def _refusal(client: OAuthClient, error: Any, secrets: list[Secret], mailbox: st
             )
             % {"mailbox": mailbox, "client": client, "said": said}
         )
-    if error.error in _WITHDRAWN:
+    if code in _WITHDRAWN:
         return CredentialNeedsAttention(
             _(
                 "The permission to send was withdrawn or has expired, so the account has to be "

@@ -45,6 +45,7 @@ PAUSE_AFTER_REFUSAL = 60
 _away: dict[object, tuple[float, str]] = {}
 
 _CIPHERTEXT = "access_token_ciphertext"
+_PERMISSION = "refresh_token_ciphertext"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,7 @@ def _renew(row: Credential) -> _Found | None:
     except BaseException:
         _finish(row)
         raise
-    return _Found(row) if _store(row, tokens) else None
+    return _store(row, permission, tokens)
 
 
 def _take_lease(row: Credential) -> bool:
@@ -199,32 +200,62 @@ def _take_lease(row: Credential) -> bool:
     )
 
 
-def _finish(row: Credential, **values: object) -> bool:
-    """Write *values* and give the lease back, if it is still this caller's."""
+def _finish(row: Credential, permission: Sealed | None = None, **values: object) -> bool:
+    """Write *values* and give the lease back, if it is still this caller's.
+
+    With *permission*, only if that is what is stored.
+    """
     mine = _rows(row).filter(pk=row.pk, token_lease=row.token_lease)
+    if permission is not None:
+        mine = mine.filter(refresh_token=permission)
     return bool(mine.update(**{"token_lease": "", "token_lease_until": None, **values}))
 
 
-def _store(row: Credential, tokens: provider.Tokens) -> bool:
-    # The server may have got another address while the provider was asked.
+def _store(row: Credential, permission: Secret, tokens: provider.Tokens) -> _Found | None:
+    """Store what came of *permission*; ``None`` if the lease was lost meanwhile.
+
+    The server may have got another address while the provider was asked. Where somebody decided
+    that, *permission* was taken along, and so are the tokens. Where it does not open there, they
+    are stored for what they were asked for and for nothing else: at the new address they are an
+    error, and nothing is lost if the address is changed back.
+    """
+    asked_for = row.server
     present = Credential.objects.using(row._state.db).select_related("server", "oauth_client")
-    to = present.filter(pk=row.pk, token_lease=row.token_lease).first()
-    if to is None:
-        return False
-    row.server, row.tenant_id = to.server, to.tenant_id
-    sealed, now = _seal(row, "access_token", tokens.access_token), timezone.now()
-    values: dict[str, object] = {
-        "access_token": sealed,
-        "access_token_set_at": now,
-        "access_token_expires_at": tokens.expires_at,
-    }
-    if tokens.refresh_token and not row.is_by_application:
-        values["refresh_token"] = _seal(row, "refresh_token", tokens.refresh_token)
-    if not _finish(row, **values):
-        return False
+    while True:
+        found = present.filter(pk=row.pk, token_lease=row.token_lease).first()
+        if found is None:
+            return None
+        is_given = _is_given(found, permission)
+        row.server = found.server if is_given else asked_for
+        sealed, now = _seal(row, "access_token", tokens.access_token), timezone.now()
+        values: dict[str, object] = {
+            "access_token": sealed,
+            "access_token_set_at": now,
+            "access_token_expires_at": tokens.expires_at,
+        }
+        if tokens.refresh_token and not row.is_by_application:
+            values["refresh_token"] = _seal(row, "refresh_token", tokens.refresh_token)
+        # Unless it moves at this very moment: then once more, for the address that it has by then.
+        if _finish(row, Sealed(getattr(found, _PERMISSION)), **values):
+            break
+    if not is_given:
+        text = (
+            f"The tenant, mail server or OAuth client of {row} was changed while an access token "
+            "was got, by somebody who may not take the permission along. It is not used there. "
+            "Change it back, or connect the account again."
+        )
+        return _Found(row, error=SecretError(text))
     setattr(row, _CIPHERTEXT, sealed)
     row.access_token_set_at, row.access_token_expires_at = now, tokens.expires_at
-    return True
+    return _Found(row)
+
+
+def _is_given(row: Credential, permission: Secret) -> bool:
+    """Whether *permission* was given for what *row* is now."""
+    try:
+        return row.permission == permission
+    except SecretError:
+        return False
 
 
 def _rows(row: Credential) -> models.QuerySet[Credential]:
