@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,8 @@ from mailpool.secret import Secret, SecretBytes
 
 # RS256 wants no less (RFC 7518).
 LEAST_BITS = 2048
+
+_LONGEST_EMAIL = 320
 
 _FIELDS = ("client_email", "private_key", "token_uri")
 
@@ -62,6 +65,10 @@ def read_key(text: Secret) -> ServiceAccountKey:
             _("This key file is not complete. It lacks: %(fields)s."),
             params={"fields": ", ".join(missing)},
         )
+    if not _is_address(found["client_email"]):
+        raise ValidationError(
+            _("This key file is damaged: its client_email is not the address of a service account.")
+        )
     validate_private_key(found["private_key"])
     return ServiceAccountKey(
         private_key=found["private_key"],
@@ -87,6 +94,11 @@ def validate_private_key(key: Secret) -> None:
             return
         problem = _("The private key has to be an RSA key of 2048 bits or more.")
     raise ValidationError(problem)
+
+
+def _is_address(text: str) -> bool:
+    """Whether *text* may be one; nothing else is put into the database or shown."""
+    return len(text) <= _LONGEST_EMAIL and re.fullmatch(r"[!-?A-~]+@[!-?A-~]+", text) is not None
 
 
 def is_same_host(one: str, other: str) -> bool:

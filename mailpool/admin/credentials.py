@@ -22,6 +22,7 @@ from mailpool.admin.acting import RecordedAdmin
 from mailpool.admin.actions import set_field
 from mailpool.admin.audit import TrailLink
 from mailpool.admin.connect import ConnectPage
+from mailpool.admin.moving import PERMISSION as MOVE
 from mailpool.admin.secrecy import SecretiveAdmin, SecretSubmissions
 from mailpool.admin.transfer import TransferPage
 from mailpool.admin.verify import CredentialVerification
@@ -84,8 +85,9 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
 
     password = SecretFormField(label=_("Password"), required=False)
 
-    # Whether whoever fills it in may give app-only access; the admin says so.
+    # Whether whoever fills it in may give app-only access, and at which servers; the admin says so.
     may_use_application = False
+    may_use_any_server = False
 
     class Meta:
         model = Credential
@@ -169,20 +171,33 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
         if "kind" in self.changed_data and self.instance.is_connected:
             self.instance.refresh_token = ""
         if Credential(kind=kind).is_by_application:
-            self._check_app_only()
+            self._check_app_only(cleaned)
 
-    def _check_app_only(self) -> None:
-        """Whoever may have such an account may send as any mailbox that the application may."""
+    def _check_app_only(self, cleaned: dict[str, Any]) -> None:
+        """Whoever may have such an account may send as any mailbox that the application may, and
+        its server gets to see the tokens for that."""
         is_the_same = _APP_ONLY_IS_FOR.isdisjoint(self.changed_data) and self.instance.is_connected
-        if is_the_same and not (self.may_use_application and self._is_stopped()):
+        may_use_server = self.may_use_any_server or self._is_used_server(cleaned)
+        may = self.may_use_application and may_use_server
+        if is_the_same and not (may and self._is_stopped()):
             return
-        if self.may_use_application:
+        if may:
             self.instance.allow_app_only()
+        elif self.may_use_application:
+            text = _(
+                "No account of this OAuth client is at that mail server's address yet. Who may "
+                "change the addresses of mail servers can give the first one app-only access there."
+            )
+            self.add_error("server" if "server" in self.fields else None, text)
         else:
             self.add_error(
                 None,
                 _("App-only access is given by those who may change OAuth clients."),
             )
+
+    def _is_used_server(self, cleaned: dict[str, Any]) -> bool:
+        client, server = cleaned.get("oauth_client"), cleaned.get("server")
+        return bool(client and server and client.is_used_at(server))
 
     def _is_stopped(self) -> bool:
         """Whether the provider, or a mark for something else, keeps it from sending; saving it is
@@ -405,6 +420,7 @@ class CredentialAdmin(CredentialVerification, ConnectPage, TransferPage, TrailLi
     def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         form: Any = super().get_form(request, *args, **kwargs)
         form.may_use_application = request.user.has_perm("mailpool.change_oauthclient")
+        form.may_use_any_server = request.user.has_perm(MOVE)
         return form
 
     def get_autocomplete_fields(self, request: HttpRequest) -> tuple[str, ...]:

@@ -332,6 +332,14 @@ class Credential(Audited):
         return found
 
     @property
+    def is_permitted(self) -> bool:
+        """Whether there is a *permission*, and it is for what the row is."""
+        try:
+            return bool(self.permission)
+        except SecretError:
+            return False
+
+    @property
     def is_by_application(self) -> bool:
         """Whether the application itself gets access tokens, and nobody connects the account."""
         return self.kind in _BY_APPLICATION

@@ -11,6 +11,7 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool.changes import Audited, AuditedQuerySet
 from mailpool.models.secret_fields import leave_out_unset_secrets, secret_field
+from mailpool.models.servers import MailServer
 from mailpool.presets import preset
 from mailpool.secret import Secret
 from mailpool.service_accounts import is_same_host, read_key
@@ -131,6 +132,16 @@ class OAuthClient(Audited):
     def has_private_key(self) -> bool:
         """The same of a service account's key."""
         return bool(secret_field(self, "private_key").is_set(self))
+
+    def is_used_at(self, server: MailServer) -> bool:
+        """Whether the application's own tokens may be presented at *server*'s address already.
+
+        What was redirected there, by SQL say, does not count: its permission does not open.
+        """
+        rows = self.credentials.filter(
+            server__host=server.host, server__port=server.port, server__security=server.security
+        ).select_related("server", "oauth_client")
+        return any(row.is_by_application and row.is_permitted for row in rows)
 
     def clean(self) -> None:
         known = preset(self.provider)
