@@ -75,6 +75,9 @@ class OAuthServer:
         self.omits_refresh_token = False
         self.answers: Callable[[], tuple[str, bytes]] | None = None  # instead of tokens
         self.redirects_to = ""  # where the token URL sends everybody, with what they brought
+        self.redirect_status = "307 Temporary Redirect"
+        self.headers: list[tuple[str, str]] = []  # of the token URL's answers, besides
+        self.accepted_encodings: list[str] = []  # that the token URL was asked for
         self.before_answer: Callable[[], object] = lambda: None
         self.keys: dict[str, RSAPublicKey] = {}  # service account → its public key
         self.delegated: set[str] = set()  # mailboxes that service accounts may act for
@@ -128,9 +131,10 @@ class OAuthServer:
         elif path == "/token" and environ["REQUEST_METHOD"] == "POST":
             form = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"] or 0)).decode()
             status, body = self._token(_flat(form))
-            headers = [("Content-Type", "application/json")]
+            headers = [("Content-Type", "application/json"), *self.headers]
+            self.accepted_encodings.append(environ.get("HTTP_ACCEPT_ENCODING", ""))
             if self.redirects_to:
-                status, body = "307 Temporary Redirect", b""
+                status, body = self.redirect_status, b""
                 headers.append(("Location", self.redirects_to))
         else:
             status, headers, body = "404 Not Found", [], b""

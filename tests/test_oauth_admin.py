@@ -177,7 +177,8 @@ def test_app_only_access_is_given_by_those_who_may_change_clients(client, google
     form = credential_form(credential, kind="client_credentials", oauth_client=str(google.pk))
     assert "those who may change OAuth clients" in errors(client.post(page, form))
 
-    user.user_permissions.add(Permission.objects.get(codename="change_oauthclient"))
+    for codename in ("change_oauthclient", "move_mailserver"):
+        user.user_permissions.add(Permission.objects.get(codename=codename))
     assert client.post(page, form).status_code == 302
     row = Credential.objects.get()
     assert row.is_connected

@@ -525,7 +525,8 @@ def test_a_service_account_is_used_by_those_who_may_change_clients(client, clien
     )
     assert "those who may change OAuth clients" in errors(client.post(page, form))
 
-    user.user_permissions.add(Permission.objects.get(codename="change_oauthclient"))
+    for codename in ("change_oauthclient", "move_mailserver"):
+        user.user_permissions.add(Permission.objects.get(codename=codename))
     assert client.post(page, form).status_code == 302
     row = stored(credential)
     assert row.permission
