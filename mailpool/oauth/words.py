@@ -15,7 +15,7 @@ _READ = 1000
 _SHOWN = 300
 
 # Letters and digits of a secret in a row that give it away, and the fewest that are looked for.
-_TELLTALE = 12
+_TELLTALE = 10
 _LEAST = 6
 
 
