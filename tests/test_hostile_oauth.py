@@ -32,6 +32,7 @@ from mailpool.oauth import provider as oauth_provider
 from mailpool.oauth import tokens, transport
 from mailpool.oauth.words import quotable
 from mailpool.relocation import relocate
+from mailpool.secret import Secret
 from mailpool.verification import verify_credential
 from tests.factories import CredentialFactory, MailServerFactory, TenantFactory
 from tests.oauth_server import CLIENT_ID, CLIENT_SECRET, OAuthServer
@@ -535,17 +536,22 @@ def test_a_code_is_not_taken_to_where_a_provider_redirects(admin_client, account
 
 
 @pytest.mark.django_db
-def test_an_authorization_url_that_can_not_be_used(admin_client, account, provider):  # noqa: F811
-    OAuthClient.objects.update(authorization_url=f"{provider.url}/authorize?tenant=☃")
+def test_an_authorization_url_that_can_not_be_made(admin_client, account, monkeypatch):
+    """Its state and verifier are in clear text in the frames of the library."""
+    from authlib.integrations.requests_client import OAuth2Session
+
+    def fail(self, url, **kwargs):
+        raise ValueError(f"no URL of {kwargs}")
+
+    monkeypatch.setattr(OAuth2Session, "create_authorization_url", fail)
     page = admin_client.post(connect_page(account)).content.decode()
     assert "authorization URL of Provider can" in page
-    client = OAuthClient.objects.get()  # noqa: F811
     with pytest.raises(OAuthError) as caught:
         oauth_provider.authorization_url(
-            client,
+            account.oauth_client,
             redirect_uri="http://testserver/",
-            state=oauth_provider.Secret("the-state-of-it"),
-            verifier=oauth_provider.Secret("the-verifier-of-it"),
+            state=Secret("the-state-of-it"),
+            verifier=Secret("the-verifier-of-it"),
             username=BOB,
         )
     assert_silent(caught.value, ["the-state-of-it", "the-verifier-of-it"])
