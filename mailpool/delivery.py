@@ -82,8 +82,7 @@ class MailpoolResult:
     """The tenant's slug; empty for the site's own account, and where there was no route."""
 
     seconds: float | None = None
-    """From the message's turn to the server's answer to all of it, waiting for a connection and
-    opening it included; ``None`` where there was no such answer."""
+    """What connecting and sending took; ``None`` where no server took the message."""
 
 
 @dataclass(slots=True)
