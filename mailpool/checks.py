@@ -91,12 +91,13 @@ def _numbers(value: dict[Any, Any]) -> Iterator[CheckMessage]:
                 hint=f"It must be {what}, at least {least}.",
                 id="mailpool.E003",
             )
-    if not isinstance(conf.get("KEEP_ORDER"), bool):
-        yield Error(
-            f"MAILPOOL['KEEP_ORDER'] is {conf.get('KEEP_ORDER')!r}.",
-            hint="It must be True or False.",
-            id="mailpool.E003",
-        )
+    for name in ("KEEP_ORDER", "REPORT_CONNECTIONS"):
+        if not isinstance(conf.get(name), bool):
+            yield Error(
+                f"MAILPOOL[{name!r}] is {conf.get(name)!r}.",
+                hint="It must be True or False.",
+                id="mailpool.E003",
+            )
     hostname = conf.get("EHLO_HOSTNAME")
     if hostname is not None and not (isinstance(hostname, str) and _is_host_name(hostname)):
         yield Error(

@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "MAX_PARALLEL": 16,  # connections that one call sends over at the same time
     "KEEP_ORDER": True,  # within a credential; False: one call uses several of its connections
     "AUTH_FAILURE_PAUSE": 60.0,  # after a refused login, the same login fails at once
+    "REPORT_CONNECTIONS": True,  # this process's connections into the database, for the admin
     "EHLO_HOSTNAME": None,  # None: this machine's own name
     "TENANT_SERVER_NETWORKS": (),  # where tenants' servers may be, beside public addresses
     "TENANT_SERVER_PORTS": MAIL_PORTS,

@@ -30,13 +30,13 @@ from django.core.mail.utils import DNS_NAME
 from django.core.signals import setting_changed
 from django.dispatch import Signal
 
-from mailpool import conf, marker, recording, signals
+from mailpool import conf, marker, recording, reporting, signals
 from mailpool.events import event
 from mailpool.exceptions import DeliveryUnknown, PoolTimeout, SecretError
 from mailpool.models import Credential, MailServer
 from mailpool.oauth import tokens
 from mailpool.rendering import render
-from mailpool.routing import require_own_server, slug_of
+from mailpool.routing import require_own_server, require_running, slug_of
 from mailpool.smtp import Attempt, PoolStats, Session, SessionParams, SessionPool, Transmitter
 
 logger = logging.getLogger("mailpool")
@@ -263,6 +263,9 @@ def resolve(jobs: Sequence[Job], route: Route, deadline: float | None = None) ->
             job.credential = credential = route(job.message)
             job.server, job.tenant = credential.server.label, slug_of(credential.tenant)
             if credential.pk not in params:
+                server = credential.server
+                get_pool().leave_behind(str(server.pk), server.generation)
+                require_running(server)
                 params[credential.pk] = session_params(credential, deadline)
             job.params = params[credential.pk]
         except Exception as error:
@@ -317,6 +320,8 @@ def _grant(credential: Credential) -> str:
 def server_params(server: MailServer, **identity: Any) -> SessionParams:
     """How to connect to *server* as *identity*: ``credential_id``, and what it logs in with."""
     return SessionParams(
+        server_id=str(server.pk),
+        generation=server.generation,
         host=server.host,
         port=server.port,
         security=server.security,  # type: ignore[arg-type]  # its choices are the same words
@@ -415,6 +420,7 @@ def report(job: Job) -> None:
     _log(job.message, outcome)
     signal = getattr(signals, f"message_{outcome.status}")
     signal.send_robust(sender=MailpoolResult, message=job.message, result=outcome)
+    reporting.report(get_pool())
 
 
 def _outcome(job: Job) -> MailpoolResult:

@@ -30,6 +30,7 @@ __all__ = [
     "SecretError",
     "SenderNotAllowed",
     "ServerNotAllowed",
+    "ServerPaused",
     "TooManyAttempts",
     "WrongSite",
 ]
@@ -61,6 +62,10 @@ class SenderNotAllowed(RouteError):
 
 class ServerNotAllowed(MailpoolError):
     """A tenant's server is where its connections may not go. Nothing was connected to."""
+
+
+class ServerPaused(MailpoolError):
+    """The mail server is being maintained, so nothing is sent over it. Later it is again."""
 
 
 class OwnershipError(MailpoolError):

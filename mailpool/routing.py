@@ -20,9 +20,9 @@ from django.db.models import F, Manager, Model, Q, QuerySet
 from mailpool import conf, marker
 from mailpool.addresses import Mailbox
 from mailpool.context import TenantRef, current_tenant
-from mailpool.exceptions import AmbiguousRoute, NoRoute, SenderNotAllowed
+from mailpool.exceptions import AmbiguousRoute, NoRoute, SenderNotAllowed, ServerPaused
 from mailpool.identity import fit, header_from, identify
-from mailpool.models import Credential, Sender
+from mailpool.models import Credential, MailServer, Sender
 from mailpool.models.scopes import proof_of
 from mailpool.prepared import Prepared, prepare
 
@@ -205,6 +205,19 @@ def require_own_server(credential: Credential) -> None:
         raise NoRoute(
             f"{credential} may not be used: its mail server belongs to another tenant. Choose a "
             "server of everybody's or of its own tenant."
+        )
+
+
+def require_running(server: MailServer) -> None:
+    """Raise ``ServerPaused`` where *server* is being maintained.
+
+    Another credential of the tenant, at another server, does not step in: whom mail comes from
+    shall not depend on a pause.
+    """
+    if server.is_paused:
+        raise ServerPaused(
+            f"The mail server “{server.name}” is being maintained until {server.paused_text}"
+            ", so nothing is sent over it. Send again then, or resume it on the Connections page."
         )
 
 

@@ -34,12 +34,13 @@ from mailpool.exceptions import (
     SecretError,
     SenderNotAllowed,
     ServerNotAllowed,
+    ServerPaused,
     WrongSite,
 )
 from mailpool.identity import fit
 from mailpool.models import Credential, MailServer
 from mailpool.oauth import tokens
-from mailpool.routing import require_own_server
+from mailpool.routing import require_own_server, require_running
 from mailpool.smtp import Handshake, Session, SessionParams
 
 StepStatus = Literal["ok", "failed", "skipped"]
@@ -365,6 +366,7 @@ def send_test_message(
     )
 
     def route(message: EmailMessage) -> Credential:
+        require_running(credential.server)
         if reason := switched_off(credential):
             raise NoRoute(reason)
         if credential.needs_proof and fit(message, credential) is None:
@@ -389,6 +391,10 @@ def switched_off(credential: Credential) -> str:
         return _("This credential is inactive, so nothing is sent with it.")
     if not credential.server.is_active:
         return _("The mail server is inactive, so nothing is sent over it.")
+    if credential.server.is_paused:
+        return _("The mail server is paused until %(until)s, so nothing is sent over it.") % {
+            "until": credential.server.paused_text
+        }
     if not getattr(credential.tenant, "is_active", True):
         return _("The tenant is inactive and sends nothing.")
     try:
@@ -469,6 +475,7 @@ def _advice() -> list[tuple[type[Exception] | tuple[type[Exception], ...], str]]
                 "followed by its chain, together with its private key. Renew one that has expired."
             ),
         ),
+        (ServerPaused, _("Send again when the pause is over, or resume the server.")),
         (WrongSite, _("This keeps a copy of a database from sending as its customers.")),
         (MailpoolError, _("See the documentation of mailpool's errors.")),
         (

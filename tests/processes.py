@@ -9,8 +9,11 @@ import sys
 from django.db import connection
 
 
-def start(code: str, **kwargs) -> subprocess.Popen:
-    """Run *code* in a Python of its own, with the test database in the configured one's place."""
+def start(code: str, *, by: tuple[str, ...] = ("-c",), **kwargs) -> subprocess.Popen:
+    """Run *code* in a Python of its own, with the test database in the configured one's place.
+
+    *by* is what Python is started with, ahead of the code.
+    """
     name = connection.settings_dict["NAME"]
     url = os.environ.get("DATABASE_URL", "sqlite:///x")
     scheme_and_host = url.rsplit("/", 1)[0] if "sqlite" not in url else "sqlite:///"
@@ -19,7 +22,7 @@ def start(code: str, **kwargs) -> subprocess.Popen:
         "DJANGO_SETTINGS_MODULE": "tests.settings",
         "DATABASE_URL": f"{scheme_and_host}/{name}" if "sqlite" not in url else f"sqlite:///{name}",
     }
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **kwargs)
+    return subprocess.Popen([sys.executable, *by, code], env=environment, text=True, **kwargs)
 
 
 def run(code: str) -> None:

@@ -190,6 +190,7 @@ def test_database_that_is_not_migrated_yet(monkeypatch):
         {"DEADLINE": float("inf")},
         {"DEADLINE": -1},
         {"KEEP_ORDER": "no"},
+        {"REPORT_CONNECTIONS": "no"},
     ],
 )
 def test_numbers_that_are_none(settings, value):

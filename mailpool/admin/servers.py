@@ -1,4 +1,4 @@
-"""Mail servers, with the switch, and the connections of this process."""
+"""Mail servers, with the switch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 from django.contrib import admin
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
-from django.urls import URLPattern, path, reverse
+from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import conf
 from mailpool.admin.actions import set_field
 from mailpool.admin.audit import TrailLink
-from mailpool.admin.connections import ConnectionsPage
 from mailpool.admin.credentials import CredentialInline, choose_by_typing
+from mailpool.admin.maintaining import MaintenancePages
 from mailpool.admin.moving import MovePage
 from mailpool.admin.presets import PresetStart
 from mailpool.admin.secrecy import SecretiveAdmin
@@ -33,7 +33,7 @@ def accounts_url(server: MailServer) -> str:
 
 @admin.register(MailServer)
 class MailServerAdmin(
-    ServerVerification, MovePage, ConnectionsPage, PresetStart, TrailLink, SecretiveAdmin
+    ServerVerification, MovePage, MaintenancePages, PresetStart, TrailLink, SecretiveAdmin
 ):
     """One mail server: how it is reached, and whether its connections are maintained."""
 
@@ -110,10 +110,6 @@ class MailServerAdmin(
             context["accounts_url"] = accounts_url(server)
             context["accounts"] = server.credentials.count()
         return super().render_change_form(request, context, *args, **kwargs)
-
-    def get_urls(self) -> list[URLPattern]:
-        page = self.admin_site.admin_view(self.connections_view)
-        return [path("connections/", page, name="mailpool_connections"), *super().get_urls()]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[MailServer]:
         queryset: QuerySet[MailServer] = super().get_queryset(request)

@@ -75,7 +75,12 @@ class Verification(OwnPages):
 
     def switched_off(self, row: Any) -> str:
         """Why nothing is sent with *row* even if all goes well; empty if it is."""
-        return "" if row.is_active else gettext("This server is inactive: nothing is sent over it.")
+        if not row.is_active:
+            return gettext("This server is inactive: nothing is sent over it.")
+        if row.is_paused:
+            text = gettext("This server is paused until %(until)s: nothing is sent over it.")
+            return text % {"until": row.paused_text}
+        return ""
 
     def verify_form(self, request: HttpRequest) -> forms.Form | None:
         """What the page asks for."""

@@ -1,4 +1,4 @@
-"""Tenants, mail servers, credentials, senders and delivery records. Nothing here opens a connection."""
+"""What is stored: one file for each table. Nothing here opens a connection."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from django.core.exceptions import ImproperlyConfigured
 from mailpool.audit import AuditEntry
 from mailpool.models.credentials import Credential
 from mailpool.models.oauth import OAuthClient
+from mailpool.models.processes import SendingProcess
 from mailpool.models.records import DeliveryRecipient, DeliveryRecord
 from mailpool.models.senders import Sender
 from mailpool.models.servers import SERVER_BOUNDS, MailServer
@@ -26,6 +27,7 @@ __all__ = [
     "MailServer",
     "OAuthClient",
     "Sender",
+    "SendingProcess",
     "SiteMarker",
     "Tenant",
 ]

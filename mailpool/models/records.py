@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable
-from datetime import datetime, timedelta
-from datetime import timezone as tz
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from django.conf import settings
@@ -21,7 +20,7 @@ from mailpool.models.servers import MailServer
 
 # A key is the microseconds since 1970 and so many random bits. 63 bits last until the year 2112.
 RANDOM_BITS = 11
-EPOCH = datetime(1970, 1, 1, tzinfo=tz.utc)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def make_key(microseconds: int | None = None) -> int:

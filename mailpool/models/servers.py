@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
+from django.db.models import F
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import audit, conf
@@ -49,6 +51,26 @@ SERVER_BOUNDS = {
     "data_timeout": 600,
     "final_timeout": 3600,
 }
+
+
+class Kept:
+    """For a field that ``update()`` changes and ``save()`` does not.
+
+    An instance may be older than the last change, and would undo it with everything else.
+    """
+
+    attname: str
+
+    def pre_save(self, model_instance: Any, add: bool) -> Any:
+        return super().pre_save(model_instance, add) if add else F(self.attname)  # type: ignore[misc]
+
+
+class KeptIntegerField(Kept, models.PositiveIntegerField):  # type: ignore[type-arg]
+    pass
+
+
+class KeptDateTimeField(Kept, models.DateTimeField):  # type: ignore[type-arg]
+    pass
 
 
 class MailServer(Audited):
@@ -184,6 +206,9 @@ class MailServer(Audited):
     is_active = models.BooleanField(
         _("active"), default=True, help_text=_("Nothing is sent over an inactive server.")
     )
+    # These two are ``maintenance``'s.
+    generation = KeptIntegerField(_("generation of its connections"), default=0, editable=False)
+    paused_until = KeptDateTimeField(_("paused until"), null=True, blank=True, editable=False)
 
     objects = AuditedQuerySet.as_manager()
 
@@ -248,6 +273,20 @@ class MailServer(Audited):
     def guard(self) -> Guard | None:
         """Where connections to it may go; ``None``: anywhere. ``ImproperlyConfigured`` at worst."""
         return None if self.tenant_id is None else conf.tenant_guard()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it is being maintained, so that nothing is sent over it just now."""
+        return self.paused_until is not None and self.paused_until > timezone.now()
+
+    @property
+    def paused_text(self) -> str:
+        """Until when, in the time zone of whoever looks."""
+        until = self.paused_until
+        assert until is not None
+        if timezone.is_aware(until):
+            until = timezone.localtime(until)
+        return f"{until:%Y-%m-%d %H:%M %Z}".strip()
 
     def is_open_to(self, credential: Credential) -> bool:
         """Whether *credential* may use it: everybody may, or those of its own tenant."""

@@ -40,6 +40,12 @@ class SessionParams:
     credential_id: str
     """Whose session it is. Two tenants never share one, even with all else equal."""
 
+    server_id: str = ""
+    """By which sessions of one server are found, whatever credential they are of."""
+
+    generation: int = 0
+    """Of that server's connections: a higher one leaves all that were opened before it behind."""
+
     host: str
     port: int
     security: Security

@@ -223,7 +223,7 @@ class SessionPool:
     def _try_grant(self, params: SessionParams, fresh: bool) -> Grant | None:
         """An idle session of this key, or a place to open one in; under the lock."""
         idle = self._idle.get(params)
-        if idle and not fresh and self._due(idle[-1]) > self._clock():
+        if idle and not fresh and idle[-1].due > self._clock():
             slot = idle[-1]
             self._take_idle(slot)
             slot.state = "busy"
@@ -286,7 +286,6 @@ class SessionPool:
                 self._counts["failed"] += 1
                 self._refused.note(params, error, self.auth_pause)
             raise
-        superseded: list[Slot] = []
         with self._lock:
             now = self._clock()
             slot.session, slot.state, slot.since = session, "busy", now
@@ -295,12 +294,9 @@ class SessionPool:
             self._counts["opened"] += 1
             self._reasons[params.server_name, reason] += 1
             # The new settings have proved themselves: what the old ones opened may go.
-            for other in self._slots[params.credential_id]:
-                if other.params != params:
-                    other.retired = True
-                    if other.state == "idle":
-                        superseded.append(other)
-            self._begin_closing(superseded)
+            superseded = self._retire(
+                [slot for slot in self._slots[params.credential_id] if slot.params != params]
+            )
         if self._on_open:
             session.on_close = self._on_close
             self._on_open(session)
@@ -388,24 +384,43 @@ class SessionPool:
                 and (credential_ids is None or slot.params.credential_id in credential_ids)
                 and (session_id is None or (slot.session and slot.session.id == session_id))
             ]
-            for slot in chosen:
-                slot.retired = True
-            idle = [slot for slot in chosen if slot.state == "idle"]
-            self._begin_closing(idle)
+            idle = self._retire(chosen)
         self._close_slots(idle)
         return len(chosen)
+
+    def leave_behind(self, server_id: str, generation: int) -> None:
+        """Close what was opened for that server in a generation before this one.
+
+        Idle sessions are closed now, without waiting for an answer, others when they come back.
+        """
+        self._leave_parent_behind()
+        with self._lock:
+            idle = self._retire(
+                [
+                    slot
+                    for slot in self._all_slots()
+                    if slot.params.generation < generation
+                    and slot.params.server_id == server_id
+                    and slot.state != "closing"
+                ]
+            )
+        self._close_slots(idle, timeout=0)
+
+    def _retire(self, slots: list[Slot]) -> list[Slot]:
+        """Have none of them lent again; under the lock. Returns those to be closed now."""
+        for slot in slots:
+            slot.retired = True
+        idle = [slot for slot in slots if slot.state == "idle"]
+        self._begin_closing(idle)
+        return idle
 
     def close_expired(self) -> None:
         """Close idle sessions that are past their time."""
         with self._lock:
             self._swept = now = self._clock()
-            expired = [slot for slot in self._idle_order if self._due(slot) <= now]
+            expired = [slot for slot in self._idle_order if slot.due <= now]
             self._begin_closing(expired)
         self._close_slots(expired)
-
-    @staticmethod
-    def _due(slot: Slot) -> float:
-        return min(slot.idle_since + slot.params.idle_timeout, slot.expires)
 
     def _begin_closing(self, slots: list[Slot]) -> None:
         for slot in slots:
@@ -478,7 +493,7 @@ class SessionPool:
                 self._reaper.start()
             except RuntimeError:  # at the end of the interpreter, or where threads have run out
                 self._reaper = None
-        elif self._due(slot) < self._reaper_due:
+        elif slot.due < self._reaper_due:
             self._wake.set()
 
     def _reap(self) -> None:
@@ -490,7 +505,7 @@ class SessionPool:
                     self._reaper = None
                     return
                 # As it is now: others came back while those were closed.
-                self._reaper_due = min(map(self._due, self._idle_order))
+                self._reaper_due = min(slot.due for slot in self._idle_order)
                 pause = max(0.05, self._reaper_due - self._clock())
             self._wake.wait(pause)
 
@@ -523,6 +538,11 @@ class SessionPool:
 
     # Looking
 
+    @property
+    def opened(self) -> int:
+        """How many sessions were opened so far; cheap, for whoever asks often."""
+        return self._counts["opened"]
+
     def stats(self) -> PoolStats:
         """What the pool is doing now."""
         self._leave_parent_behind()
@@ -536,6 +556,7 @@ class SessionPool:
                 waiting=len(self._waiters),
                 sessions=sorted(sessions, key=lambda info: -info.age),
                 openings=[Openings(*key, count) for key, count in self._reasons.items()],
+                waiting_for=dict(Counter(each.params.credential_id for each in self._waiters)),
                 **self._counts,
             )
 

@@ -25,6 +25,11 @@ class Slot:
     retired: bool = False  # to be closed when it comes back
     session: Session | None = None
 
+    @property
+    def due(self) -> float:
+        """When it is closed, if it is idle until then."""
+        return min(self.idle_since + self.params.idle_timeout, self.expires)
+
     def info(self, now: float) -> SessionInfo:
         """What it is at *now*, without secrets."""
         session = self.session
@@ -34,9 +39,12 @@ class Slot:
             server=self.params.server_name,
             address=self.params.address,
             username=self.params.username,
+            server_id=self.params.server_id,
+            generation=self.params.generation,
             state=self.state,
             age=now - self.since,
             idle=now - self.idle_since if self.state == "idle" else 0.0,
+            closes_in=max(0.0, self.due - now) if self.state == "idle" else 0.0,
             messages=session.messages if session else 0,
             reused=session.reuses if session else 0,
             tls=session.tls_version if session else "",

@@ -23,11 +23,16 @@ class SessionInfo:
     """The name of the server, as ``SessionParams`` has it."""
 
     username: str
+    server_id: str
+    generation: int
     state: str
     """``connecting``, ``busy``, ``idle`` or ``closing``."""
 
     age: float
     idle: float
+    closes_in: float
+    """When an idle one is closed, if nobody takes it; 0 for others."""
+
     messages: int
     reused: int
     """How often it was taken from the pool again."""
@@ -61,6 +66,8 @@ class PoolStats:
     failed: int
     sessions: list[SessionInfo] = field(default_factory=list)
     openings: list[Openings] = field(default_factory=list)
+    waiting_for: dict[str, int] = field(default_factory=dict)
+    """Of *waiting*: credential id → how many wait for a session of it."""
 
     @property
     def open(self) -> int:

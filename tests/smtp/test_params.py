@@ -15,6 +15,8 @@ from tests.scripted import ScriptedServer
 # One other value for each field. A new field that is missing here fails the test below.
 OTHERS = {
     "credential_id": "mary",
+    "server_id": "another",
+    "generation": 1,
     "host": "localhost",
     "port": None,  # another server's
     "security": "tls",

@@ -1,13 +1,20 @@
-"""``mailpool_status``: keys, accounts and this process's connections."""
+"""``mailpool_status``: keys, accounts and the connections of all processes."""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+import time
+from argparse import ArgumentTypeError
+from datetime import datetime
 from typing import Any
 
 from django.apps import apps
 from django.core.management.base import CommandParser
+from django.db import close_old_connections
 
-from mailpool import conf, delivery, marker, ownership, rotation
+from mailpool import conf, delivery, marker, overview, ownership, rotation
 from mailpool.management.base import EXIT_STATUS, MailpoolCommand, tenant_name
 from mailpool.models import Credential, MailServer
 from mailpool.vault import get_keyring
@@ -17,14 +24,25 @@ MOST_SENDERS = 20  # that are named
 
 class Command(MailpoolCommand):
     help = (
-        "Show which encryption keys are in use, how many accounts there are, and what does not "
-        "open. " + EXIT_STATUS
+        "Show which encryption keys are in use, how many accounts there are, what does not open, "
+        "and the connections of all processes. " + EXIT_STATUS
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--json", action="store_true", help="The same, for a machine.")
+        parser.add_argument(
+            "--watch",
+            nargs="?",
+            const=2.0,
+            type=_seconds,
+            metavar="SECONDS",
+            help="The connections alone, again and again (every 2 seconds), until Ctrl-C.",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["watch"] is not None:
+            self._watch(options["watch"], as_json=options["json"])
+            return
         status = _status()
         if options["json"]:
             self.print_json(status)
@@ -59,6 +77,67 @@ class Command(MailpoolCommand):
                 f"\nThis site is “{status['site']['name']}”, and the database "
                 + ("is its own." if found else "has no marker: run migrate.")
             )
+        self.stdout.write("")
+        self._print_connections(overview.processes())
+
+    def _print_connections(self, processes: list[overview.Process]) -> None:
+        owners = overview.owners(processes)
+        shown = [each for each in processes if each.state != "own" or each.open]
+        rows: list[tuple[Any, ...]] = []
+        for each in shown:
+            who = f"{each.command or 'python'} {each.pid} @ {each.host}"
+            for account in each.accounts:
+                credential = owners.get(account.credential_id)
+                rows.append(
+                    (
+                        who,
+                        _state(each),
+                        tenant_name(credential) if credential else "(deleted)",
+                        credential.login_name if credential else "",
+                        account.address,
+                        account.idle,
+                        account.busy,
+                        account.waiting,
+                        account.reused,
+                        f"{account.age:.0f} s",
+                    )
+                )
+            if not each.accounts:
+                rows.append((who, _state(each), *["-"] * 8))
+        self.stdout.write("Connections of all processes")
+        head = ("Process", "State", "Tenant", "Account", "Server")
+        self.print_table((*head, "Idle", "In use", "Waiting", "Reused", "Age"), rows)
+        if not rows:
+            self.stdout.write("None: no process has sent within the last hour.")
+        for use in overview.servers(processes):
+            if use.server.is_paused:
+                self.stdout.write(f"\n“{use.server}” is paused until {use.server.paused_text}.")
+            if use.outdated:
+                self.stdout.write(
+                    f"\n“{use.server}”: {use.outdated} of them were reset, and close when their "
+                    "process next uses it."
+                )
+
+    def _watch(self, seconds: float, *, as_json: bool) -> None:
+        """Until Ctrl-C, or until nobody reads it any more. On a terminal in its place."""
+        try:
+            while True:
+                if as_json:
+                    self.stdout.write(json.dumps(_connections(), default=str))
+                else:
+                    if self.stdout.isatty():
+                        self.stdout.write("\033[H\033[2J", ending="")
+                    self.stdout.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}")
+                    self._print_connections(overview.processes())
+                    self.stdout.write("")
+                self.stdout.flush()
+                close_old_connections()
+                time.sleep(seconds)
+        except KeyboardInterrupt:
+            pass
+        except BrokenPipeError:
+            # The interpreter would try to write the rest, and complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _print_senders(self, count: int, first: list[dict[str, str]]) -> None:
         if not count:
@@ -105,6 +184,7 @@ def _status() -> dict[str, Any]:
         "unproven_senders": _unproven_senders(),
         "site": {"name": marker.own(), "database_belongs_to": marker.read()},
         "pool": delivery.stats().as_dict(),
+        **_connections(),
     }
 
 
@@ -122,6 +202,42 @@ def _unproven_senders() -> dict[str, Any]:
             for sender in accounts[:MOST_SENDERS]
         ],
     }
+
+
+def _connections() -> dict[str, Any]:
+    processes = overview.processes()
+    return {
+        "processes": [each.as_dict() for each in processes],
+        "servers": [
+            {
+                "server": str(use.server.pk),
+                "name": use.server.name,
+                "paused_until": use.server.paused_until if use.server.is_paused else None,
+                "idle": use.idle,
+                "busy": use.busy,
+                "waiting": use.waiting,
+                "outdated": use.outdated,
+            }
+            for use in overview.servers(processes)
+        ],
+    }
+
+
+def _state(process: overview.Process) -> str:
+    ago = f"{process.seen:.0f} s"
+    return {
+        "own": "this one",
+        "running": f"running, told {ago} ago",
+        "silent": f"not heard of for {ago}",
+        "gone": f"gone, told {ago} ago",
+    }[process.state]
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 86400:
+        raise ArgumentTypeError("give a number of seconds from 0.1 to 86400.")
+    return seconds
 
 
 def _count(model: Any) -> dict[str, int]:
