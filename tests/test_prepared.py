@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from mailpool import routing
-from mailpool.models import Credential, OAuthClient, Tenant
+from mailpool.models import Credential, MailServer, OAuthClient, Tenant
 from mailpool.prepared import prepare
 from mailpool.routing import Router
 from tests.factories import CredentialFactory, SenderFactory, TenantFactory
@@ -32,6 +33,7 @@ def accounts():
             for number in range(2):
                 SenderFactory(credential=credential, address=f"{credential.pk}-{number}@a.example")
     CredentialFactory(tenant=None)
+    MailServer.objects.update(generation=3, paused_until=timezone.now())
 
 
 def everything(row):
