@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import re
 
-# Control characters, and halves of characters ("lone surrogates"), which no encoding has.
-_NOT_FOR_LOGINS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Halves of characters, which no encoding has.
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_LINE_ENDS = re.compile("[\0\r\n\ud800-\udfff]")
 
 
-def fits_a_login(text: str) -> bool:
-    """Whether a username or password can be sent: RFC 4616 and RFC 4013 have no control
-    characters in them, and a line end would begin another command or answer.
+def can_be_a_name(text: str) -> bool:
+    """Whether it can be sent as a username: no control character, which RFC 4013 forbids and which
+    could begin another command or answer.
     """
-    return _NOT_FOR_LOGINS.search(text) is None
+    return _CONTROLS.search(text) is None
+
+
+def can_be_a_password(text: str) -> bool:
+    """Whether it can be sent as a password, in which people have the oddest characters: no NUL,
+    which ends it in PLAIN (RFC 4616), and no line end.
+    """
+    return _LINE_ENDS.search(text) is None
 
 
 def is_unicode(text: str) -> bool:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from django.core.exceptions import ValidationError
-from django.db import models, transaction
+from django.db import models, router, transaction
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import audit, conf
@@ -18,12 +18,12 @@ from mailpool.changes import Audited, AuditedQuerySet
 from mailpool.exceptions import SecretError
 from mailpool.models.oauth import OAuthClient
 from mailpool.models.scopes import ScopeField, proof_of, scope_of
-from mailpool.models.secret_fields import leave_out_unset_secrets, secret_field
+from mailpool.models.secret_fields import begin_save, leave_out_unset_secrets, secret_field
 from mailpool.models.servers import MailServer
 from mailpool.secret import Secret
-from mailpool.text import fits_a_login
+from mailpool.text import can_be_a_name, can_be_a_password
 from mailpool.validators import validate_from_address, validate_full_address
-from mailpool.vault import EncryptedQuerySet, EncryptedTextField
+from mailpool.vault import EncryptedQuerySet, EncryptedTextField, note_written
 
 
 class CredentialQuerySet(EncryptedQuerySet, AuditedQuerySet):  # type: ignore[override]
@@ -269,7 +269,7 @@ class Credential(Audited):
 
         A refresh token that is set begins a new grant; a new row may have app-only access.
         """
-        is_new = self._state.adding or bool(kwargs.get("force_insert"))
+        is_new = begin_save(self, kwargs)
         if self.is_by_application and is_new and not self.is_connected:
             self.allow_app_only()
         begins = secret_field(self, "refresh_token").is_pending(self)
@@ -288,8 +288,10 @@ class Credential(Audited):
             if fields & {"refresh_token", "refresh_token_ciphertext"}:
                 fields |= {*_TOKEN_STATE, "access_token", "access_token_set_at"}
         moves = not is_new and (fields is None or "scope" in fields)
-        with transaction.atomic():
+        using = kwargs.get("using") or router.db_for_write(type(self), instance=self)
+        with transaction.atomic(using=using):
             super().save(*args, **kwargs)
+            note_written(self, using, fields, is_new=is_new)
             if moves:
                 scope = self.get_scope()
                 self.senders.exclude(scope=scope).void(scope=scope)
@@ -487,16 +489,16 @@ class Credential(Audited):
 
     def _clean_characters(self) -> None:
         """No line end, which would be another command to the server, and nothing like it."""
-        if not fits_a_login(self.username):
+        if not can_be_a_name(self.username):
             raise ValidationError(
                 {"username": _("There is a control character in the username. Type it again.")}
             )
         # One that is stored is not decrypted for this: no session is opened with it.
-        if secret_field(self, "password").is_pending(self) and not fits_a_login(self.password):
+        if secret_field(self, "password").is_pending(self) and not can_be_a_password(self.password):
             raise ValidationError(
                 {
                     "password": _(
-                        "There is a line end, or another control character, in the password. "
+                        "There is a line end, or a character that can't be sent, in the password. "
                         "Enter it again."
                     )
                 }

@@ -6,17 +6,17 @@ import uuid
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import models, router, transaction
 from django.utils.translation import gettext_lazy as _
 
 from mailpool.changes import Audited, AuditedQuerySet
-from mailpool.models.secret_fields import leave_out_unset_secrets, secret_field
+from mailpool.models.secret_fields import begin_save, leave_out_unset_secrets, secret_field
 from mailpool.models.servers import MailServer
 from mailpool.presets import preset
 from mailpool.secret import Secret
 from mailpool.service_accounts import is_same_host, read_key
 from mailpool.validators import validate_provider_url
-from mailpool.vault import EncryptedQuerySet, EncryptedTextField
+from mailpool.vault import EncryptedQuerySet, EncryptedTextField, note_written
 
 
 class OAuthClientQuerySet(EncryptedQuerySet, AuditedQuerySet):  # type: ignore[override]
@@ -114,8 +114,12 @@ class OAuthClient(Audited):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Write the row; of an existing one the client secret only if it was set here."""
+        is_new = begin_save(self, kwargs)
         leave_out_unset_secrets(self, kwargs)
-        super().save(*args, **kwargs)
+        using = kwargs.get("using") or router.db_for_write(type(self), instance=self)
+        with transaction.atomic(using=using):
+            super().save(*args, **kwargs)
+            note_written(self, using, kwargs.get("update_fields"), is_new=is_new)
         # What kept the provider from giving tokens may be put right now.
         paused = self.credentials.filter(token_lease="")
         models.QuerySet.update(paused, token_lease_until=None)

@@ -8,10 +8,17 @@ from typing import Any, cast
 from django.db import models
 
 from mailpool.vault import EncryptedTextField
+from mailpool.vault.fields import encrypted_fields, forget_undone
 
 
 def secret_field(row: models.Model, name: str) -> EncryptedTextField:
     return cast("EncryptedTextField", row._meta.get_field(name))
+
+
+def begin_save(row: models.Model, kwargs: dict[str, Any]) -> bool:
+    """To be called first in ``save()``; whether *row* is a new one."""
+    forget_undone(row)
+    return row._state.adding or bool(kwargs.get("force_insert"))
 
 
 def leave_out_unset_secrets(
@@ -21,8 +28,9 @@ def leave_out_unset_secrets(
 
     Otherwise somebody who has held the instance for a while would put an old secret back, or
     one under a key that was rotated out meanwhile. *also* are further fields to leave alone.
+    ``note_written()`` is to follow.
     """
-    secrets = [found for found in row._meta.fields if isinstance(found, EncryptedTextField)]
+    secrets = encrypted_fields(row)
     fields = kwargs.get("update_fields")
     if fields is not None:
         named = set(fields)
@@ -35,6 +43,9 @@ def leave_out_unset_secrets(
         written -= row.get_deferred_fields() | {row._meta.pk.attname}
         written -= set(also)
         for found in secrets:
-            if not found.is_pending(row):
-                written -= {found.attname, found.changed_at}
+            with_it = {found.attname, found.changed_at or found.attname}
+            if found.is_pending(row):
+                written |= with_it  # one that was not loaded as well
+            else:
+                written -= with_it
         kwargs["update_fields"] = written

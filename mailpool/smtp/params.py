@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from mailpool.guard import Guard
 from mailpool.secret import Secret
 from mailpool.smtp.auth import BEARER_MECHANISMS, EXTERNAL, MECHANISMS, PASSWORD_MECHANISMS
-from mailpool.text import fits_a_login
+from mailpool.text import can_be_a_name, can_be_a_password
 
 Security = Literal["starttls", "tls", "plain"]
 SECURITIES: tuple[Security, ...] = ("starttls", "tls", "plain")
@@ -136,10 +136,11 @@ class SessionParams:
             raise ValueError("client certificate and client key go together.")
         if self.client_certificate and self.security == "plain":
             raise ValueError("a client certificate needs TLS.")
-        for name in ("username", "password", "access_token", "local_hostname"):
-            if not fits_a_login(getattr(self, name)):
+        for name in ("username", "access_token", "local_hostname", "password"):
+            can_be_sent = can_be_a_password if name == "password" else can_be_a_name
+            if not can_be_sent(getattr(self, name)):
                 raise ValueError(
-                    f"there is a control character, or half a character, in the "
+                    "there is a control character, or half a character, in the "
                     f"{name.replace('_', ' ')}: nothing was sent."
                 )
         # Frozen, and still hidden from every traceback that shows this object's fields.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from django import forms
@@ -19,6 +19,7 @@ from mailpool.secret import Secret
 from mailpool.text import is_unicode
 from mailpool.vault.keyring import Sealed
 from mailpool.vault.keys import get_keyring
+from mailpool.vault.written import Written
 
 
 class _Decrypting(property):
@@ -31,12 +32,22 @@ class _Decrypting(property):
 class _Stored(DeferredAttribute):
     """``instance.password_ciphertext``: what the database holds, and nothing else.
 
-    A secret that was set and not yet saved is kept elsewhere on the instance, so that signals,
-    serializers and whoever else reads the model's fields never meet plain text. Data that comes
-    from the database takes its place.
+    A secret that was set and is not in the database for good is kept elsewhere on the instance,
+    so that signals, serializers and whoever else reads the model's fields never meet plain text.
+    Data that comes from the database takes its place.
     """
 
     field: EncryptedTextField
+
+    def __get__(self, instance: Any, cls: Any = None) -> Any:
+        if instance is None or self.field.attname in instance.__dict__:
+            return super().__get__(instance, cls)
+        # Not loaded yet, so it is loaded now; that is no reason to forget what was set.
+        held = instance.__dict__.get(self.field.pending_attname)
+        value = super().__get__(instance, cls)
+        if held is not None:
+            instance.__dict__[self.field.pending_attname] = held
+        return value
 
     def __set__(self, instance: Any, value: Any) -> None:
         # Validation sets each field to the very value that it has.
@@ -112,6 +123,31 @@ def _value(instance: Any, lookup: str) -> str | None:
     return None if value is None else str(value)
 
 
+def encrypted_fields(row: models.Model) -> list[EncryptedTextField]:
+    return [field for field in row._meta.fields if isinstance(field, EncryptedTextField)]
+
+
+_CREATED = "_created_with_secrets"
+
+
+def note_written(
+    row: models.Model, using: str, names: Collection[str] | None = None, *, is_new: bool
+) -> None:
+    """*row* has been written with the secrets among its fields *names*, by default all of them."""
+    if is_new:
+        row.__dict__[_CREATED] = Written(Secret(), using)
+    for field in encrypted_fields(row):
+        if names is None or {field.name, field.attname} & set(names):
+            field.note_written(row, using)
+
+
+def forget_undone(row: models.Model) -> None:
+    """Have *row* be a new one again, if its creation was rolled back."""
+    created = row.__dict__.get(_CREATED)
+    if isinstance(created, Written) and created.is_undone:
+        row._state.adding = True
+
+
 class EncryptedQuerySet(models.QuerySet[Any]):
     """For models with encrypted fields: ``update()`` writes ciphertext into them or nothing.
 
@@ -125,7 +161,11 @@ class EncryptedQuerySet(models.QuerySet[Any]):
             if isinstance(field, EncryptedTextField):
                 # What it would write is bound to the new row and opens in no other one.
                 raise field.not_by_update()
-        return super().bulk_create(objs, *args, **kwargs)
+        rows = list(objs)
+        made = super().bulk_create(rows, *args, **kwargs)
+        for row in rows:
+            note_written(row, self.db, is_new=True)
+        return made
 
     def update(self, **kwargs: Any) -> int:
         for name, value in kwargs.items():
@@ -144,7 +184,8 @@ class EncryptedTextField(models.TextField):  # type: ignore[type-arg]
     primary key has to be known before it is saved, as UUID keys are.
 
     What is set is encrypted when the row is saved: until then the row may still get another key,
-    as the admin does with new rows that have inlines.
+    as the admin does with new rows that have inlines. It stays on the instance until the
+    transaction is committed, and is written again by a ``save()`` that follows a rollback.
 
     *changed_at* names a ``DateTimeField`` that is to hold when the secret was last set.
     *bound_to* names what the secret was entered for, as lookups (``server__host``): where one of
@@ -177,7 +218,7 @@ class EncryptedTextField(models.TextField):  # type: ignore[type-arg]
 
     @property
     def pending_attname(self) -> str:
-        """Where an instance keeps a secret that is not saved yet."""
+        """Where an instance keeps a secret that is not saved yet, or ``Written`` after that."""
         return f"_{self.name}_pending"
 
     def get_attname_column(self) -> tuple[str, str]:
@@ -199,20 +240,33 @@ class EncryptedTextField(models.TextField):  # type: ignore[type-arg]
         """*secret* as the database is to hold it for *instance*."""
         return get_keyring().seal(secret, self.place(instance), self.use(instance))
 
+    def pending(self, instance: Any) -> str | None:
+        """What was set on *instance* and is not stored, or not any more; ``None``: nothing."""
+        held: str | Written | None = instance.__dict__.get(self.pending_attname)
+        if isinstance(held, Written):
+            return held.secret if held.is_undone else None
+        return held
+
     def is_pending(self, instance: Any) -> bool:
         """Whether *instance*'s secret was set and is not saved yet."""
-        return self.pending_attname in instance.__dict__
+        return self.pending(instance) is not None
+
+    def note_written(self, instance: Any, using: str) -> None:
+        """A secret that was set on *instance* has been written, in the transaction on *using*."""
+        pending = self.pending(instance)
+        if pending is not None:
+            instance.__dict__[self.pending_attname] = Written(Secret(pending), using)
 
     def is_set(self, instance: Any) -> bool:
         """Whether *instance* has a secret, stored or pending; nothing is decrypted."""
-        pending = instance.__dict__.get(self.pending_attname)
+        pending = self.pending(instance)
         return bool(getattr(instance, self.attname) if pending is None else pending)
 
     def open(self, instance: Any) -> Secret:
         """The plain text of *instance*'s secret; ``SecretError`` if it does not open."""
-        if self.is_pending(instance):
-            pending: Secret = instance.__dict__[self.pending_attname]
-            return pending
+        pending = self.pending(instance)
+        if pending is not None:
+            return Secret(pending)
         stored = getattr(instance, self.attname)
         if not stored:
             return Secret("")
@@ -228,7 +282,8 @@ class EncryptedTextField(models.TextField):  # type: ignore[type-arg]
         if isinstance(value, Sealed):
             setattr(instance, self.attname, value)
             return
-        instance.__dict__[self.pending_attname] = Secret(value or "")
+        # That there is none is no secret, and may be in a pickle.
+        instance.__dict__[self.pending_attname] = Secret(value) if value else ""
         if self.changed_at:
             setattr(instance, self.changed_at, timezone.now() if value else None)
 
@@ -238,7 +293,8 @@ class EncryptedTextField(models.TextField):  # type: ignore[type-arg]
             if secret and model_instance.pk is None:
                 raise SecretError(f"{self.name!r} needs a row that has its key before it is saved.")
             sealed = self.seal(model_instance, secret) if secret else ""
-            setattr(model_instance, self.attname, sealed)
+            # Past the descriptor: it stays pending until it is written.
+            model_instance.__dict__[self.attname] = sealed
         return getattr(model_instance, self.attname)
 
     # What goes to and comes from the database is ciphertext, and nothing else gets through.

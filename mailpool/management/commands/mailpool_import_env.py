@@ -13,7 +13,7 @@ from django.db.models import Q
 
 from mailpool.management.base import MailpoolCommand, find_tenant
 from mailpool.models import Credential, MailServer, Sender
-from mailpool.text import fits_a_login
+from mailpool.text import can_be_a_name, can_be_a_password
 
 DEFAULT_PORTS = {"starttls": 587, "tls": 465, "plain": 25}
 
@@ -89,7 +89,7 @@ def _read(variable: str) -> dict[str, Any]:
         raise _unreadable(variable)
     username = found.get("EMAIL_HOST_USER") or ""
     password = found.get("EMAIL_HOST_PASSWORD") or ""
-    if not (fits_a_login(username) and fits_a_login(password)):
+    if not (can_be_a_name(username) and can_be_a_password(password)):
         raise CommandError(
             f"There is a control character, or one that is not UTF-8, in the username or the "
             f"password of {variable}. Special characters have to be percent-encoded."
