@@ -46,9 +46,8 @@ def _without_json(text: str) -> str:
 
 def _without_base64(text: str) -> str:
     """All that may be base64 in *text*, wherever it begins, with either alphabet."""
-    joined = "".join(text.split()).replace("-", "+").replace("_", "/")
     found = []
-    for run in re.findall(r"[A-Za-z0-9+/]{8,}", joined):
+    for run in re.findall(r"[A-Za-z0-9+/]{8,}", text.replace("-", "+").replace("_", "/")):
         for begin in range(4):
             whole = run[begin : begin + (len(run) - begin) // 4 * 4]
             rest = run[begin + len(whole) :]
