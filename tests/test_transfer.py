@@ -367,7 +367,7 @@ def test_files_that_are_none(run, content, told):
         ('[{"tenant": "bob"},\n{"tenant" "bob"}]', "Line 2: This is not JSON"),
         ('[{"tenant": "bob"}\n,\n{"tenat": "bob"}]', "Line 3, tenat: There is no such column"),
         ('[{"tenant": "bob", "tenant": "mary"}]', "Line 1, tenant: The row says this twice"),
-        ('[{"tenant": "bob"}, 3]', "Line 1: Each row is an object"),
+        ('[{"tenant": "bob"}, 3]', "Row 2: Each row is an object"),
         ('[{"tenant": "bob"}] x', "Line 1: There is something after"),
         ('[{"tenant": {"a": 1}, "server": true}]', "Line 1, tenant: Write it as text"),
         ("[" * 100_000, "Line 1: This is not JSON"),
@@ -377,6 +377,15 @@ def test_files_that_are_none(run, content, told):
 def test_json_that_is_none(run, content, told):
     text, status = run(content, name="f.json")
     assert (status, told in text) == (1, True)
+
+
+def test_rows_on_one_line_are_told_apart(run):
+    row = {"server": "Main", "host": "smtp.example.com", "username": "a", "password": SECRET}
+    rows = [row | {"tenant": "bob"}, row | {"tenant": "b b"}, row | {"tenant": "bob"}]
+    text, _ = run(rows, "--keep-going")
+    assert "Row 2, tenant: Enter a valid" in text
+    assert "Row 3: Row 1 is about the same account." in text
+    assert Credential.objects.get().tenant.slug == "bob"
 
 
 def test_a_line_is_where_the_row_begins(run):

@@ -47,7 +47,8 @@ def context(tenant: str, server: MailServer, username: str, secret: str) -> tupl
 
 def _ids(draft: Draft, key: Key) -> tuple[Any, Any, str]:
     tenant, server, username = key
-    owner = None if tenant == SITE else draft.items[TENANT][tenant].row.pk
+    # A tenant that is not stored may have no key yet, and is not the site for that.
+    owner = None if tenant == SITE else draft.items[TENANT][tenant].row.pk or tenant
     return owner, draft.items[SERVER][server].row.pk, username
 
 

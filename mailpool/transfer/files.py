@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 
 from mailpool.secret import Secret
 from mailpool.transfer.columns import SECRETS, columns
-from mailpool.transfer.problems import Problem, UnusableFile
+from mailpool.transfer.problems import Problem, RowNumber, UnusableFile
 
 FORMATS = ("csv", "json")
 MAX_BYTES = 64 * 1024 * 1024
@@ -173,7 +173,16 @@ def unknown_column(line: int, name: str) -> Problem:
 
 
 def _read_json(text: str, problems: list[Problem]) -> Iterator[Row]:
-    """Element by element, since each has to know its line."""
+    found = list(_elements(text))
+    shares_lines = len({line for line, _pairs in found}) < len(found)
+    for number, (line, pairs) in enumerate(found, start=1):
+        at = RowNumber(number) if shares_lines else line
+        if (row := _object(at, pairs, problems)) is not None:
+            yield row
+
+
+def _elements(text: str) -> Iterator[tuple[int, Any]]:
+    """Each element of the list with the line where it begins."""
     decoder = json.JSONDecoder(object_pairs_hook=list)
     at, line, counted = _blank(text, 0), 1, 0
     if text[at : at + 1] != "[":
@@ -188,8 +197,7 @@ def _read_json(text: str, problems: list[Problem]) -> Iterator[Row]:
             raise _unusable(
                 line, _("This is not JSON: look for a missing comma or quote.")
             ) from None
-        if (row := _object(line, pairs, problems)) is not None:
-            yield row
+        yield line, pairs
         at = _blank(text, at)
         if text[at : at + 1] == ",":
             at = _blank(text, at + 1)

@@ -24,7 +24,7 @@ from mailpool.transfer.columns import (
     fields_of,
 )
 from mailpool.transfer.files import Row
-from mailpool.transfer.problems import Problem
+from mailpool.transfer.problems import Problem, place
 
 # Rows whose keys are looked up, or that are written, together.
 BATCH = 500
@@ -203,8 +203,9 @@ class Draft:
         said = self.said[record].setdefault(key, Said(line))
         said.lines.add(line)
         if own_row and said.has_own_row:
-            text = _("Line %(line)d is about the same %(record)s. Remove one of them.")
-            self.problems.append(Problem(line, "", text % {"line": said.line, "record": record}))
+            text = _("%(place)s is about the same %(record)s. Remove one of them.")
+            text %= {"place": place(said.line), "record": record}
+            self.problems.append(Problem(line, "", text))
             return
         said.has_own_row |= own_row
         if own_row:
@@ -213,8 +214,9 @@ class Draft:
             if known[name].record != record:
                 continue
             if said.cells.setdefault(name, value) != value:
-                text = _("Line %(line)d says something else. Write the same, or leave one empty.")
-                self.problems.append(Problem(line, name, text % {"line": said.line_of(name)}))
+                text = _("%(place)s says something else. Write the same, or leave one empty.")
+                text %= {"place": place(said.line_of(name))}
+                self.problems.append(Problem(line, name, text))
             said.where.setdefault(name, line)
 
 

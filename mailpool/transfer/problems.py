@@ -8,6 +8,15 @@ from dataclasses import dataclass
 from mailpool.exceptions import MailpoolError
 
 
+class RowNumber(int):
+    """What counts instead of the line where several rows are on one, as programs write JSON."""
+
+
+def place(line: int) -> str:
+    """Where something is, for people."""
+    return f"Row {line}" if isinstance(line, RowNumber) else f"Line {line}"
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
     """One thing that is wrong: where, what, and what to do. Never a secret."""
@@ -17,7 +26,7 @@ class Problem:
     text: str
 
     def __str__(self) -> str:
-        where = f"Line {self.line}, {self.column}" if self.column else f"Line {self.line}"
+        where = ", ".join(filter(None, (place(self.line), self.column)))
         return f"{where}: {self.text}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from django.apps import apps
 from django.conf import settings
@@ -118,3 +120,24 @@ def test_commands_find_shops_by_code_and_key(credential, shop, capsys):
         with pytest.raises(SystemExit):  # found, and has nothing to check
             call_command("mailpool_check", "--tenant", text)
         assert "0 checked" in capsys.readouterr().out
+
+
+def test_an_import_refers_to_the_projects_tenants_and_makes_none(shop, tmp_path, capsys):
+    path = tmp_path / "accounts.json"
+    row = {"server": "Main", "host": "smtp.example.com", "username": "a", "password": "secret"}
+    path.write_text(json.dumps([row | {"tenant": "acme"}, row | {"tenant": "nobody"}]))
+    with pytest.raises(SystemExit):
+        call_command("mailpool_import", str(path), "--keep-going")
+    out = capsys.readouterr().out
+    assert "There is no tenant nobody. Yours are made by your project" in out
+    credential = Credential.objects.get()
+    assert (credential.tenant, credential.password) == (shop, "secret")
+    assert credential.scope == str(shop.pk)
+    assert type(shop).objects.count() == 1
+    path.write_text(json.dumps([{"tenant": "acme", "tenant_name": "Acme"}]))
+    with pytest.raises(SystemExit):
+        call_command("mailpool_import", str(path))
+    assert "tenant_name: There is no such column" in capsys.readouterr().out
+    call_command("mailpool_export", "--format", "json")
+    records = [row["record"] for row in json.loads(capsys.readouterr().out)]
+    assert records == ["server", "account"]
