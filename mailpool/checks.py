@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any
 
 from django.apps import AppConfig, apps
@@ -57,6 +58,7 @@ def check_settings(
         *_tenant_servers(),
         *_tenant_rate(),
         *_ownership(),
+        *_monitoring(),
     ]
 
 
@@ -240,6 +242,34 @@ def _ownership() -> Iterator[CheckMessage]:
             hint="Install it: pip install mailpool[dns]. Until then senders are proven by emailed "
             "codes alone, and whole domains by operators alone.",
             id="mailpool.W040",
+        )
+
+
+def _monitoring() -> Iterator[CheckMessage]:
+    try:
+        wanted = conf.metrics_options() is not None
+    except ImproperlyConfigured as error:
+        wanted = False
+        yield Error(str(error), hint="Until then there are no metrics.", id="mailpool.E050")
+    if wanted and find_spec("prometheus_client") is None:
+        yield Error(
+            "MAILPOOL['METRICS'] is on, and the library for Prometheus is missing.",
+            hint="Install it: pip install mailpool[prometheus]. Until then there are no metrics.",
+            id="mailpool.E051",
+        )
+    if conf.get("HEALTH_TOKEN") is not None and conf.health_token() is None:
+        # Never the value: it may be most of a secret.
+        yield Error(
+            f"MAILPOOL['HEALTH_TOKEN'] is no text of at least {conf.LEAST_TOKEN} characters.",
+            hint="Make one: python -c 'import secrets; print(secrets.token_urlsafe(24))'. Or leave "
+            "the setting out.",
+            id="mailpool.E052",
+        )
+    if not isinstance(conf.get("LOG_ADDRESSES"), bool):
+        yield Error(
+            f"MAILPOOL['LOG_ADDRESSES'] is {conf.get('LOG_ADDRESSES')!r}.",
+            hint="It must be True or False.",
+            id="mailpool.E003",
         )
 
 

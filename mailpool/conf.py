@@ -17,6 +17,7 @@ from mailpool.secret import Secret
 
 TENANT_MODEL_SETTING = "MAILPOOL_TENANT_MODEL"
 DEFAULT_TENANT_MODEL = "mailpool.Tenant"
+LEAST_TOKEN = 16
 KEYS_VARIABLE = "MAILPOOL_ENCRYPTION_KEYS"
 
 # Every name that MAILPOOL may hold, with its default. Times are seconds.
@@ -154,6 +155,34 @@ def _name_server(text: str) -> tuple[str, int]:
     if not 0 < port < 65536:
         raise ValueError
     return str(ipaddress.ip_address(host)), port
+
+
+def health_token() -> Secret | None:
+    """What shows the details of ``mailpool.health``; ``None``: nothing does, nor one so short that
+    it may be guessed."""
+    given = get("HEALTH_TOKEN")
+    return Secret(given) if isinstance(given, str) and len(given) >= LEAST_TOKEN else None
+
+
+def metrics_options() -> dict[str, bool] | None:
+    """The options of ``mailpool.prometheus.register()``; ``None`` where no metrics are wanted.
+
+    ``ImproperlyConfigured`` where the setting can't be read.
+    """
+    given = get("METRICS")
+    if given is None or given is False:
+        return None
+    options = {} if given is True else given
+    if (
+        not isinstance(options, Mapping)
+        or not {"by_tenant", "database"}.issuperset(options)
+        or not all(isinstance(value, bool) for value in options.values())
+    ):
+        raise ImproperlyConfigured(
+            f"MAILPOOL['METRICS'] is {given!r}. Write True, or options such as "
+            "{'by_tenant': True, 'database': True}."
+        )
+    return dict(options)
 
 
 _PERIODS = {"minute": 60, "hour": 3600, "day": 86400}
