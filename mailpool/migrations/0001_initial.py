@@ -335,10 +335,6 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='deliveryrecord',
-            index=models.Index(fields=['credential', 'id'], name='mailpool_record_credential'),
-        ),
-        migrations.AddIndex(
-            model_name='deliveryrecord',
             index=models.Index(fields=['server', 'id'], name='mailpool_record_server'),
         ),
         migrations.AddIndex(

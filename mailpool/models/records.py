@@ -71,6 +71,10 @@ class DeliveryRecordQuerySet(models.QuerySet["DeliveryRecord"]):
         """Those of earlier times."""
         return self.filter(pk__lt=first_key(when))
 
+    def of_credential(self, credential: Credential) -> DeliveryRecordQuerySet:
+        """Those of *credential*, since it belongs to its tenant."""
+        return self.filter(tenant=credential.tenant_id, credential=credential.pk)
+
     def to(self, addresses: Iterable[str]) -> DeliveryRecordQuerySet:
         """Those with one of the *addresses* among the recipients, where these are recorded."""
         keys = [address.strip().lower() for address in addresses]
@@ -128,7 +132,8 @@ class DeliveryRecord(models.Model):
         verbose_name_plural = _("delivery records")
         indexes: ClassVar = [
             models.Index(fields=["tenant", "id"], name="mailpool_record_tenant"),
-            models.Index(fields=["credential", "id"], name="mailpool_record_credential"),
+            # None for credentials: they are few of a tenant's, and each index is paid for by each
+            # message.
             models.Index(fields=["server", "id"], name="mailpool_record_server"),
             models.Index(fields=["message_id"], name="mailpool_record_message"),
             # What most rows don't have, or what most rows are, is not worth its place in an index.
