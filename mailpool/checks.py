@@ -59,6 +59,7 @@ def check_settings(
         *_tenant_rate(),
         *_ownership(),
         *_monitoring(),
+        *_records(),
     ]
 
 
@@ -78,6 +79,7 @@ def _numbers(value: dict[Any, Any]) -> Iterator[CheckMessage]:
         ("DEADLINE", (int, float), 0.001),
         ("POOL_TIMEOUT", (int, float), 0.001),
         ("AUTH_FAILURE_PAUSE", (int, float), 0),
+        ("RECORDS_KEEP_DAYS", int, 1),
     ):
         given = conf.get(name)
         if given is None and conf.DEFAULTS[name] is None:
@@ -106,6 +108,15 @@ def _numbers(value: dict[Any, Any]) -> Iterator[CheckMessage]:
             "MAILPOOL['EHLO_HOSTNAME'] is not a host name.",
             hint="Name this machine as it is known outside, or leave the setting out.",
             id="mailpool.E004",
+        )
+
+
+def _records() -> Iterator[CheckMessage]:
+    if conf.get("RECORDS") not in conf.RECORDS:
+        yield Error(
+            f"MAILPOOL['RECORDS'] is {conf.get('RECORDS')!r}.",
+            hint=f"Choose one of {', '.join(map(repr, conf.RECORDS))}.",
+            id="mailpool.E019",
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 from django.core.mail import EmailMessage
 from django.db import DataError, IntegrityError, OperationalError, connections, router, transaction
+from django.db.models import Max
 from django.utils import timezone
 
 from mailpool import audit, conf, signals
 from mailpool.models import Credential, DeliveryRecipient, DeliveryRecord
-from mailpool.models.records import EPOCH, make_key
+from mailpool.models.records import EPOCH, DeliveryRecordQuerySet, make_key
 from mailpool.prepared import PreparedInsert, prepare_insert
 from mailpool.smtp import Attempt
 
@@ -300,3 +301,38 @@ def _text(text: str, length: int) -> str:
             for char in text
         )
     return text[:length]
+
+
+# Retention
+
+BATCH = 5000  # rows that are removed in one transaction
+
+
+def older_than(before: datetime) -> DeliveryRecordQuerySet:
+    """What ``prune`` would remove."""
+    using = router.db_for_write(DeliveryRecord)
+    return DeliveryRecord.objects.using(using).before(before).order_by()
+
+
+def prune(
+    before: datetime,
+    *,
+    progress: Callable[[int], None] = lambda removed: None,
+    batch: int = BATCH,
+) -> int:
+    """Remove the records from before that time; how many there were.
+
+    Each range of keys is a transaction of its own, and stands when it is done. *progress* is
+    called with the number so far.
+    """
+    rows, removed = older_than(before), 0
+    others = DeliveryRecipient.objects.using(rows.db).order_by()
+    while True:
+        keys = rows.order_by("pk").values_list("pk", flat=True)
+        # The last one of the next range, or of what is left.
+        last = keys[batch - 1 : batch].first() or rows.aggregate(Max("pk"))["pk__max"]
+        if last is None:
+            return removed
+        others.filter(record_id__lte=last)._raw_delete(rows.db)
+        removed += rows.filter(pk__lte=last)._raw_delete(rows.db)
+        progress(removed)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from django.db import models, router, transaction
 from django.db.models import ExpressionWrapper, F, Q
+from django.utils import timezone
 
-from mailpool import audit, delivery, marker
-from mailpool.models import Credential
+from mailpool import audit, delivery, marker, recording
+from mailpool.models import Credential, DeliveryRecord
 from mailpool.rotation import encrypted_fields
 from mailpool.vault import EncryptedTextField
 
@@ -26,6 +28,9 @@ class Remains:
 
     secrets: dict[str, int]
     """``app.Model.field`` → how many rows hold a secret in it; of every encrypted field."""
+
+    records: int = 0
+    """Delivery records. They are no danger to anybody's account, so they don't count here."""
 
     def __bool__(self) -> bool:
         return bool(self.active or self.total)
@@ -43,6 +48,7 @@ def find() -> Remains:
             f"{model._meta.label}.{found.name}": _rows(model, found).filter(stored__gt="").count()
             for model, found in _fields()
         },
+        records=_rows(DeliveryRecord).count(),
     )
 
 
@@ -67,6 +73,9 @@ def scrub(*, progress: Callable[[int], None] = lambda done: None) -> Remains:
                     _record(removed, f"{removed} passwords removed")
             done += removed
             progress(done)
+    # They tell who wrote to whom, which is nobody's business on a copy.
+    removed_records = recording.prune(timezone.now() + timedelta(days=1))
+    _record(removed_records, f"{removed_records} delivery records removed")
     delivery.close_connections()
     left = find()
     if not left:

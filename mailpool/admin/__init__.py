@@ -10,6 +10,7 @@ conf.require_tenant_model()  # the forms below need it, and the admin may be loa
 from mailpool.admin.audit import AuditEntryAdmin  # noqa: E402
 from mailpool.admin.credentials import CredentialAdmin, CredentialInline, TenantAdminMixin  # noqa: E402
 from mailpool.admin.oauth import OAuthClientAdmin  # noqa: E402
+from mailpool.admin.records import DeliveryRecordAdmin  # noqa: E402
 from mailpool.admin.senders import SenderAdmin  # noqa: E402
 from mailpool.admin.servers import MailServerAdmin  # noqa: E402
 from mailpool.admin.tenants import TenantAdmin  # noqa: E402
@@ -18,6 +19,7 @@ __all__ = [
     "AuditEntryAdmin",
     "CredentialAdmin",
     "CredentialInline",
+    "DeliveryRecordAdmin",
     "MailServerAdmin",
     "OAuthClientAdmin",
     "SenderAdmin",

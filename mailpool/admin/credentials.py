@@ -23,6 +23,7 @@ from mailpool.admin.actions import set_field
 from mailpool.admin.audit import TrailLink
 from mailpool.admin.connect import ConnectPage
 from mailpool.admin.moving import PERMISSION as MOVE
+from mailpool.admin.records import RecordsLink
 from mailpool.admin.secrecy import SecretiveAdmin, SecretSubmissions
 from mailpool.admin.transfer import TransferPage
 from mailpool.admin.verify import CredentialVerification
@@ -357,11 +358,13 @@ class CredentialInline(admin.StackedInline):  # type: ignore[type-arg]
         return super().get_queryset(request).select_related("server", "tenant")
 
 
-class TenantAdminMixin(RecordedAdmin, SecretSubmissions):
+class TenantAdminMixin(RecordedAdmin, SecretSubmissions, RecordsLink):
     """For the admin of a project's own tenant model: its mail credentials, inline.
 
     ``class ShopAdmin(TenantAdminMixin, admin.ModelAdmin): ...``
     """
+
+    change_form_template = "admin/mailpool/change_form.html"
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> list[Any]:
         inlines: list[Any] = list(super().get_inlines(request, obj))  # type: ignore[misc]
@@ -369,7 +372,9 @@ class TenantAdminMixin(RecordedAdmin, SecretSubmissions):
 
 
 @admin.register(Credential)
-class CredentialAdmin(CredentialVerification, ConnectPage, TransferPage, TrailLink, SecretiveAdmin):
+class CredentialAdmin(
+    CredentialVerification, ConnectPage, TransferPage, TrailLink, RecordsLink, SecretiveAdmin
+):
     """A credential with its senders."""
 
     form = CredentialForm

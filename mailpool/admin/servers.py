@@ -18,6 +18,7 @@ from mailpool.admin.credentials import CredentialInline, choose_by_typing
 from mailpool.admin.maintaining import MaintenancePages
 from mailpool.admin.moving import MovePage
 from mailpool.admin.presets import PresetStart
+from mailpool.admin.records import RecordsLink
 from mailpool.admin.secrecy import SecretiveAdmin
 from mailpool.admin.verify import ServerVerification
 from mailpool.models import MailServer
@@ -33,7 +34,13 @@ def accounts_url(server: MailServer) -> str:
 
 @admin.register(MailServer)
 class MailServerAdmin(
-    ServerVerification, MovePage, MaintenancePages, PresetStart, TrailLink, SecretiveAdmin
+    ServerVerification,
+    MovePage,
+    MaintenancePages,
+    PresetStart,
+    TrailLink,
+    RecordsLink,
+    SecretiveAdmin,
 ):
     """One mail server: how it is reached, and whether its connections are maintained."""
 

@@ -75,12 +75,16 @@ class DeliveryRecordQuerySet(models.QuerySet["DeliveryRecord"]):
         """Those of *credential*, since it belongs to its tenant."""
         return self.filter(tenant=credential.tenant_id, credential=credential.pk)
 
-    def to(self, addresses: Iterable[str]) -> DeliveryRecordQuerySet:
-        """Those with one of the *addresses* among the recipients, where these are recorded."""
-        keys = [address.strip().lower() for address in addresses]
-        first = self.filter(recipient__in=keys).order_by().values("pk")
-        others = DeliveryRecipient.objects.using(self.db).filter(address__in=keys)
-        return self.filter(pk__in=first.union(others.order_by().values("record"), all=True))
+    def keys_to(self, address: str) -> models.QuerySet[Any, Any]:
+        """The keys of those with *address* among the recipients, where these are recorded."""
+        key = address.strip().lower()
+        first = self.filter(recipient=key).order_by().values("pk")
+        others = DeliveryRecipient.objects.using(self.db).filter(address=key).order_by()
+        return first.union(others.values("record"), all=True)
+
+    def to(self, address: str) -> DeliveryRecordQuerySet:
+        """Those with *address* among the recipients, where these are recorded."""
+        return self.filter(pk__in=self.keys_to(address))
 
 
 class DeliveryRecord(models.Model):

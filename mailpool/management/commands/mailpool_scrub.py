@@ -69,6 +69,7 @@ class Command(MailpoolCommand):
             "site": own,
             "credentials": harm.active,
             "secrets": harm.secrets,
+            "records": harm.records,
             "left": 0,
             "dry_run": options["dry_run"],
             "mark_only": options["mark_only"],
@@ -105,6 +106,7 @@ class Command(MailpoolCommand):
             return
         rows = [("credentials to switch off", result["credentials"])]
         rows += [(f"secrets in {place}", count) for place, count in result["secrets"].items()]
+        rows.append(("delivery records", result["records"]))
         self.stdout.write("")
         self.print_table(("To remove", "Number"), rows)
 

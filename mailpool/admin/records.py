@@ -1,0 +1,361 @@
+"""Delivery records: what became of each message. To be looked at, and changed by nobody.
+
+Nothing here counts the table or pages by offset: a list is read from one index, from a key on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, time, timedelta
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.admin.utils import unquote
+from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.paginator import Paginator
+from django.db import models
+from django.db.models import Q, QuerySet
+from django.http import Http404, HttpRequest
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.dateparse import parse_date
+from django.utils.html import format_html
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from mailpool.models import Credential, DeliveryRecord, MailServer
+from mailpool.models.records import Outcome, first_key
+
+# The key of the last row of the page before.
+BEFORE = "before"
+
+# So many tenants or servers are offered to choose from. Further ones are found by their own page.
+OFFERED = 50
+
+# Other attempts of the same message that are shown.
+ATTEMPTS = 20
+
+
+def records_url(row: Any) -> str:
+    """The list of the records of a tenant, credential or server."""
+    url = reverse("admin:mailpool_deliveryrecord_changelist")
+    if isinstance(row, Credential):
+        return f"{url}?tenant={row.tenant_id or SITE}&credential={row.pk}"
+    return f"{url}?{'server' if isinstance(row, MailServer) else 'tenant'}={row.pk}"
+
+
+class RecordsLink(admin.ModelAdmin):  # type: ignore[type-arg]
+    """From the page of a tenant, credential or server to what was sent."""
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        row = kwargs.get("obj")
+        if row is not None and request.user.has_perm("mailpool.view_deliveryrecord"):
+            context["records_url"] = records_url(row)
+        return super().render_change_form(request, context, *args, **kwargs)
+
+
+# Filters. Each leaves a condition that an index on it and the key answers.
+
+SITE = "site"
+
+
+class RelationFilter(admin.SimpleListFilter):
+    """One tenant, server or credential; offers what there is, if that is not too much."""
+
+    offers = True
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        chosen = self.value()
+        model = DeliveryRecord._meta.get_field(self.parameter_name).related_model
+        rows = list(model._base_manager.order_by("pk")[:OFFERED]) if self.offers else []  # type: ignore[union-attr]
+        found = sorted(((str(row.pk), str(row)) for row in rows), key=lambda each: each[1])
+        if self.parameter_name == "tenant":
+            found.append((SITE, gettext("(site)")))
+        if chosen and chosen not in dict(found):
+            found.append((chosen, chosen))
+        return found
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        chosen = self.value()
+        if not chosen:
+            return queryset
+        if chosen == SITE:
+            return queryset.filter(tenant__isnull=True)
+        try:
+            return queryset.filter(**{self.parameter_name: chosen})
+        except (ValidationError, ValueError):
+            return queryset.none()
+
+
+class TenantFilter(RelationFilter):
+    title, parameter_name = _("tenant"), "tenant"
+
+
+class ServerFilter(RelationFilter):
+    title, parameter_name = _("mail server"), "server"
+
+
+class CredentialFilter(RelationFilter):
+    """Only to be seen where a credential's page has led here."""
+
+    title, parameter_name, offers = _("credential"), "credential", False
+
+
+class TimeFilter(admin.SimpleListFilter):
+    title, parameter_name = _("time"), "when"
+    spans = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        offered: list[tuple[str, Any]] = [
+            ("hour", _("Last hour")),
+            ("day", _("Last 24 hours")),
+            ("week", _("Last 7 days")),
+        ]
+        chosen = self.value()
+        return offered if not chosen or chosen in self.spans else [*offered, (chosen, chosen)]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        chosen = self.value()
+        if not chosen:
+            return queryset
+        if chosen in self.spans:
+            return queryset.filter(pk__gte=first_key(timezone.now() - self.spans[chosen]))
+        try:
+            day = parse_date(chosen)
+        except ValueError:
+            day = None
+        if day is None:
+            return queryset.none()
+        begin = datetime.combine(day, time.min)
+        end = datetime.combine(day, time.max)
+        return queryset.filter(pk__gte=first_key(begin), pk__lt=first_key(end))
+
+
+class CodeFilter(admin.SimpleListFilter):
+    title, parameter_name = _("reply code"), "code"
+    ranges = {"4": (400, 499), "5": (500, 599)}
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        offered: list[tuple[str, Any]] = [
+            ("4", _("4xx: not now")),
+            ("5", _("5xx: never")),
+            *((code, code) for code in ("421", "450", "451", "535", "550", "552", "554")),
+        ]
+        chosen = self.value()
+        return offered if not chosen or chosen in dict(offered) else [*offered, (chosen, chosen)]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        chosen = self.value()
+        if not chosen:
+            return queryset
+        if not (chosen.isascii() and chosen.isdigit() and len(chosen) <= 3):
+            return queryset.none()
+        first, last = self.ranges.get(chosen, (int(chosen), int(chosen)))
+        queryset = (
+            queryset.filter(code__range=(first, last))
+            if first < last
+            else (queryset.filter(code=first))
+        )
+        # The index has no rows of messages that were sent, and those have other codes.
+        return queryset.exclude(outcome=Outcome.SENT) if first >= 400 else queryset
+
+
+class RecordList(ChangeList):
+    """A page of the newest records, or of those before a key."""
+
+    before: int | None = None
+    older_url = newest_url = ""
+
+    def get_filters_params(self, params: Any = None) -> Any:
+        left = super().get_filters_params(params)
+        left.pop(BEFORE, None)
+        return left
+
+    def get_ordering(self, request: HttpRequest, queryset: Any) -> list[str]:
+        return ["-pk"]  # no other one has an index with each filter
+
+    def get_results(self, request: HttpRequest) -> None:
+        rows = self.queryset
+        given = request.GET.get(BEFORE, "")
+        if given.isascii() and given.isdigit() and len(given) < 19:
+            rows = rows.filter(pk__lt=int(given))
+            self.newest_url = self.get_query_string(remove=[BEFORE])
+        found = list(rows[: self.list_per_page + 1])
+        self.result_list = found[: self.list_per_page]
+        if len(found) > len(self.result_list):
+            self.older_url = self.get_query_string({BEFORE: self.result_list[-1].pk})
+        self.result_count = len(self.result_list)
+        self.full_result_count = None
+        self.show_full_result_count = self.show_admin_actions = False
+        self.can_show_all = self.multi_page = False
+        self.paginator = Paginator(self.result_list, self.list_per_page)
+
+
+@admin.register(DeliveryRecord)
+class DeliveryRecordAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Records, newest first."""
+
+    change_list_template = "admin/mailpool/record_list.html"
+    list_display = ("time", "result", "tenant_name", "account", "whom", "answer", "took")
+    list_filter = (
+        TimeFilter,
+        "outcome",
+        CodeFilter,
+        TenantFilter,
+        ServerFilter,
+        CredentialFilter,
+    )
+    list_per_page = 50
+    sortable_by = ()
+    actions = None
+    search_fields = ("message_id",)  # see get_search_results()
+    search_help_text = _(
+        "A whole Message-ID, queue id, or (where addresses are recorded) recipient's address."
+    )
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return RecordList
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        if "@" not in term:
+            return queryset.filter(queue_id=term), False
+        all_of_them = DeliveryRecord.objects.using(queryset.db)
+        bare = term.strip("<>")
+        wanted = [bare, f"<{bare}>"]
+        # Each part by its own index: joined by OR, the database may rather read everything.
+        found = all_of_them.filter(message_id__in=wanted).order_by().values("pk")
+        return queryset.filter(Q(pk__in=found.union(all_of_them.keys_to(bare), all=True))), False
+
+    @admin.display(description=_("time"))
+    def time(self, record: DeliveryRecord) -> str:
+        return record.local_time
+
+    @admin.display(description=_("outcome"))
+    def result(self, record: DeliveryRecord) -> str:
+        name = record.get_outcome_display()
+        if record.outcome == Outcome.SENT:
+            return f"{name} ({record.refused})" if record.refused else name
+        return format_html('<span class="mailpool-failed">{}</span>', name)
+
+    @admin.display(description=_("account"))
+    def account(self, record: DeliveryRecord) -> str:
+        return f"{record.username} @ {record.server_name}" if record.server_name else ""
+
+    @admin.display(description=_("recipients"))
+    def whom(self, record: DeliveryRecord) -> str:
+        if record.recipient is None:
+            return str(record.recipients)
+        more = record.recipients - 1
+        return f"{record.recipient} + {more}" if more > 0 else record.recipient
+
+    @admin.display(description=_("answer"))
+    def answer(self, record: DeliveryRecord) -> str:
+        said = " ".join(filter(None, (str(record.code or ""), record.enhanced)))
+        return said or record.error
+
+    @admin.display(description=_("took"))
+    def took(self, record: DeliveryRecord) -> str:
+        return f"{record.waiting + record.connecting + record.sending} ms"
+
+    # The page of one
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> TemplateResponse:
+        record = self.get_object(request, unquote(object_id))
+        if record is None:
+            raise Http404(gettext("There is no such record. Perhaps it was removed by its age."))
+        if not self.has_view_permission(request, record):
+            raise PermissionDenied
+        request.current_app = self.admin_site.name
+        attempts: Sequence[DeliveryRecord] = ()
+        if record.message_id:
+            attempts = DeliveryRecord.objects.filter(message_id=record.message_id)[:ATTEMPTS]
+        return TemplateResponse(
+            request,
+            "admin/mailpool/record.html",
+            {
+                **self.admin_site.each_context(request),
+                "opts": self.opts,
+                "original": record,
+                "title": gettext("Delivery record"),
+                "media": self.media,
+                "change_url": "admin:mailpool_deliveryrecord_change",
+                "record": record,
+                "steps": _steps(record),
+                "recipients": _recipients(record),
+                "attempts": attempts if len(attempts) > 1 else (),
+                "links": self._links(request, record),
+                **(extra_context or {}),
+            },
+        )
+
+    def _links(self, request: HttpRequest, record: DeliveryRecord) -> list[dict[str, str]]:
+        """What it is about: each by its name then, with its page where there is one to be seen."""
+        names = {
+            "tenant": record.tenant_name or (gettext("(site)") if record.credential_id else ""),
+            "credential": record.username,
+            "server": record.server_name,
+        }
+        links = []
+        for name, called in names.items():
+            key = getattr(record, f"{name}_id")
+            field = DeliveryRecord._meta.get_field(name)
+            model: type[models.Model] = field.related_model  # type: ignore[assignment]
+            page = ""
+            opts = model._meta
+            if (
+                key is not None
+                and self.admin_site.is_registered(model)
+                and request.user.has_perm(f"{opts.app_label}.view_{opts.model_name}")
+                and model._base_manager.filter(pk=key).exists()
+            ):
+                page = reverse(f"admin:{opts.app_label}_{opts.model_name}_change", args=[key])
+            title = str(field.verbose_name)  # type: ignore[union-attr]
+            if called or key is not None:
+                links.append({"title": title, "name": called or str(key), "url": page})
+        return links
+
+
+def _recipients(record: DeliveryRecord) -> list[str]:
+    """Those that were recorded."""
+    if record.recipient is None:
+        return []
+    others = record.others.order_by("pk").values_list("address", flat=True)  # type: ignore[attr-defined]
+    return [record.recipient, *(others if record.recipients > 1 else ())]
+
+
+def _steps(record: DeliveryRecord) -> list[dict[str, Any]]:
+    """The message's way in time; each step with its part of the whole in percent."""
+    total = max(1, record.waiting + record.connecting + record.sending)
+    steps = (
+        (gettext("Waiting for its turn and a connection"), record.waiting),
+        (gettext("Connecting, securing, logging in"), record.connecting),
+        (gettext("Sending, until the last answer"), record.sending),
+    )
+    return [
+        {"title": title, "ms": spent, "percent": round(100 * spent / total)}
+        for title, spent in steps
+    ]
