@@ -181,14 +181,15 @@ def prepare_insert(using: str, model: type[Model]) -> PreparedInsert:
     connection = connections[using]
     fields = [each for each in model._meta.concrete_fields if not isinstance(each, AutoField)]
     table = connection.ops.quote_name(model._meta.db_table)
-    columns = ", ".join(connection.ops.quote_name(field.column) for field in fields)
+    names = [str(field.column) for field in fields]
+    columns = ", ".join(map(connection.ops.quote_name, names))
     from_json = ""
     if connection.vendor == "postgresql":
         from_json = f"SELECT {columns} FROM json_populate_recordset(NULL::{table}, %s)"  # noqa: S608
     most = connection.features.max_query_params
     return PreparedInsert(
         using=using,
-        columns=[field.column for field in fields],
+        columns=names,
         into=f"INSERT INTO {table} ({columns}) ",
         row=f"({', '.join(['%s'] * len(fields))})",
         in_one=most // len(fields) if most else 1000,

@@ -188,7 +188,7 @@ class _Rows:
     def __init__(self, using: str) -> None:
         self._connection = connections[using]
         self._level = conf.records_level()
-        self._accounts: dict[Any, tuple[Any, ...]] = {None: (None, None, None, "", "", "")}
+        self._accounts: dict[Any, tuple[Any, ...]] = {}
 
     def of(self, entries: Iterable[Entry]) -> tuple[list[list[Any]], list[list[Any]]]:
         """Their rows, and those of recipients after the first one."""
@@ -247,23 +247,21 @@ class _Rows:
 
     def _account(self, credential: Credential | None) -> tuple[Any, ...]:
         """Keys and names, as the columns have them; once for all messages of a batch."""
-        key = credential and credential.pk
-        if key not in self._accounts:
-            keys = [
-                DeliveryRecord._meta.get_field(name).get_db_prep_save(value, self._connection)
-                for name, value in (
-                    ("tenant", credential.tenant_id),
-                    ("credential", credential.pk),
-                    ("server", credential.server_id),
-                )
-            ]
-            self._accounts[key] = (
-                *keys,
+        if credential is None:
+            return (None, None, None, "", "", "")
+        if credential.pk not in self._accounts:
+            keys = (credential.tenant_id, credential.pk, credential.server_id)
+            fields = map(DeliveryRecord._meta.get_field, ("tenant", "credential", "server"))
+            self._accounts[credential.pk] = (
+                *(
+                    field.get_db_prep_save(key, self._connection)  # type: ignore[union-attr]
+                    for field, key in zip(fields, keys, strict=True)
+                ),
                 _text(audit.name_of(credential, "tenant"), 200),
                 _text(audit.name_of(credential, "server"), 100),
                 _text(credential.username, 255),
             )
-        return self._accounts[key]
+        return self._accounts[credential.pk]
 
     def _reply(self, entry: Entry, sender: str) -> str:
         """What the server said, also of the recipients that it refused, or what went wrong."""

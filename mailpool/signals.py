@@ -11,11 +11,11 @@ sender is the ``MailpoolResult`` class.
 ``connection_opened`` and ``connection_closed`` are sent with ``session_id``, ``credential_id``,
 ``address`` (host and port) and ``tls_version``, a closed one's with ``messages`` (how many it was
 used for) and ``reason`` as well; the sender is the ``SessionPool`` class. They come in whatever
-thread opens or closes the connection, perhaps while a message waits for it: count or log, and leave
-the database alone.
+thread opens or closes the connection, perhaps while a message waits for it: count or log, and
+leave the database alone.
 
-``records_failed`` is sent when delivery records could not be written, with ``count`` and ``error``;
-the sender is the ``DeliveryRecord`` class. The mail itself has gone its way.
+``records_failed`` is sent when delivery records could not be written, with ``count`` and
+``error``; the sender is the ``DeliveryRecord`` class. The mail itself has gone its way.
 
 An exception in a receiver is logged and goes no further.
 """

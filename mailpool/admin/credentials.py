@@ -367,7 +367,7 @@ class TenantAdminMixin(RecordedAdmin, SecretSubmissions, RecordsLink):
     change_form_template = "admin/mailpool/change_form.html"
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> list[Any]:
-        inlines: list[Any] = list(super().get_inlines(request, obj))  # type: ignore[misc]
+        inlines: list[Any] = list(super().get_inlines(request, obj))
         return [*inlines, CredentialInline]
 
 

@@ -15,7 +15,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db import models
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest
 from django.template.response import TemplateResponse
 from django.urls import reverse
@@ -70,7 +70,7 @@ class RelationFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         chosen = self.value()
-        model = DeliveryRecord._meta.get_field(self.parameter_name).related_model
+        model = DeliveryRecord._meta.get_field(str(self.parameter_name)).related_model
         rows = list(model._base_manager.order_by("pk")[:OFFERED]) if self.offers else []  # type: ignore[union-attr]
         found = sorted(((str(row.pk), str(row)) for row in rows), key=lambda each: each[1])
         if self.parameter_name == "tenant":
@@ -86,7 +86,7 @@ class RelationFilter(admin.SimpleListFilter):
         if chosen == SITE:
             return queryset.filter(tenant__isnull=True)
         try:
-            return queryset.filter(**{self.parameter_name: chosen})
+            return queryset.filter(**{str(self.parameter_name): chosen})
         except (ValidationError, ValueError):
             return queryset.none()
 
@@ -175,13 +175,13 @@ class RecordList(ChangeList):
         left.pop(BEFORE, None)
         return left
 
-    def get_ordering(self, request: HttpRequest, queryset: Any) -> list[str]:
+    def get_ordering(self, request: HttpRequest, queryset: Any) -> list[Any]:
         return ["-pk"]  # no other one has an index with each filter
 
     def get_results(self, request: HttpRequest) -> None:
         rows = self.queryset
         given = request.GET.get(BEFORE, "")
-        if given.isascii() and given.isdigit() and len(given) < 19:
+        if given.isascii() and given.isdigit() and len(given) < 20 and int(given) < 2**63:
             rows = rows.filter(pk__lt=int(given))
             self.newest_url = self.get_query_string(remove=[BEFORE])
         found = list(rows[: self.list_per_page + 1])
@@ -242,7 +242,7 @@ class DeliveryRecordAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         wanted = [bare, f"<{bare}>"]
         # Each part by its own index: joined by OR, the database may rather read everything.
         found = all_of_them.filter(message_id__in=wanted).order_by().values("pk")
-        return queryset.filter(Q(pk__in=found.union(all_of_them.keys_to(bare), all=True))), False
+        return queryset.filter(pk__in=found.union(all_of_them.keys_to(bare), all=True)), False
 
     @admin.display(description=_("time"))
     def time(self, record: DeliveryRecord) -> str:
@@ -292,7 +292,7 @@ class DeliveryRecordAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         request.current_app = self.admin_site.name
         attempts: Sequence[DeliveryRecord] = ()
         if record.message_id:
-            attempts = DeliveryRecord.objects.filter(message_id=record.message_id)[:ATTEMPTS]
+            attempts = list(DeliveryRecord.objects.filter(message_id=record.message_id)[:ATTEMPTS])
         return TemplateResponse(
             request,
             "admin/mailpool/record.html",
@@ -343,7 +343,7 @@ def _recipients(record: DeliveryRecord) -> list[str]:
     """Those that were recorded."""
     if record.recipient is None:
         return []
-    others = record.others.order_by("pk").values_list("address", flat=True)  # type: ignore[attr-defined]
+    others = record.others.order_by("pk").values_list("address", flat=True)
     return [record.recipient, *(others if record.recipients > 1 else ())]
 
 

@@ -1,4 +1,4 @@
-"""What is stored: one file for each table. Nothing here opens a connection."""
+"""What the database keeps, one file per table. Nothing here opens a connection."""
 
 from __future__ import annotations
 

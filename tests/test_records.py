@@ -1,0 +1,467 @@
+"""One record for each message and attempt, and nothing that depends on it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
+from django.core.mail import EmailMessage
+from django.core.management import CommandError, call_command
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from mailpool import delivery, recording, signals
+from mailpool.backends import EmailBackend
+from mailpool.models import Credential, DeliveryRecipient, DeliveryRecord, MailServer
+from mailpool.models.records import RANDOM_BITS, first_key, make_key
+from tests.scripted import ScriptedServer
+
+pytestmark = pytest.mark.django_db
+
+LIST = "/admin/mailpool/deliveryrecord/"
+
+
+@pytest.fixture
+def records(settings):
+    def level(name):
+        settings.MAILPOOL = {**settings.MAILPOOL, "RECORDS": name}
+
+    return level
+
+
+def message(to=("r@elsewhere.example",), **kwargs):
+    made = EmailMessage("Secret plans", "text", "bob@example.com", list(to), **kwargs)
+    made.tenant = "bob"
+    return made
+
+
+def send(*messages):
+    return EmailBackend(fail_silently=True).send_messages(messages or [message()])
+
+
+def make_rows(count, when=None, **values):
+    start = first_key(when or timezone.now()) >> RANDOM_BITS
+    return DeliveryRecord.objects.bulk_create(
+        DeliveryRecord(pk=make_key(start + number), outcome="sent", **values)
+        for number in range(count)
+    )
+
+
+# What is recorded
+
+
+def test_what_was_sent(mail_host, make_credential):
+    credential = make_credential(mail_host, "bob")
+    first, second = message(headers={"Message-ID": "<one@example.com>"}), message()
+    send(first)
+    send(second)
+    newest, oldest = DeliveryRecord.objects.all()
+    assert (oldest.outcome, oldest.code, oldest.enhanced) == ("sent", 250, "2.0.0")
+    assert (oldest.reply, oldest.queue_id) == ("2.0.0 queued as 00000001", "00000001")
+    assert oldest.message_id == "<one@example.com>"
+    assert oldest.sender == "bob@example.com"
+    assert oldest.size == len(mail_host.delivered[0].content)
+    assert (oldest.tenant, oldest.credential, oldest.server) == (
+        credential.tenant,
+        credential,
+        credential.server,
+    )
+    assert (oldest.tenant_name, oldest.username) == ("bob", "bob")
+    assert oldest.server_name == credential.server.name
+    assert (oldest.reused, newest.reused) == (False, True)
+    assert oldest.session_id == newest.session_id == first.mailpool_result.session_id
+    assert oldest.tls.startswith("TLSv1.")
+    assert (oldest.connecting > 0, newest.connecting) == (True, 0)
+    assert newest.message_id == mail_host.delivered[1].message["Message-ID"]
+    assert abs(timezone.now() - newest.when) < timedelta(minutes=1)
+    assert oldest.pk >> RANDOM_BITS <= newest.pk >> RANDOM_BITS
+
+
+def test_outcomes(make_credential):
+    with ScriptedServer() as server:
+        make_credential(server, "bob")
+        server.when("RCPT", connection=1).says("550 5.1.1 <r@elsewhere.example>: no such user")
+        server.when("end of data", connection=2).closes()
+        send()
+        delivery.get_pool().close()
+        send()
+        lost = message()
+        lost.tenant = "nobody"
+        send(lost)
+    failed, unknown, refused = DeliveryRecord.objects.all()
+    assert (refused.outcome, refused.code, refused.enhanced) == ("refused", 550, "5.1.1")
+    assert (refused.refused, refused.error) == (1, "SMTPRecipientsRefused")
+    assert refused.reply == "5.1.1 <(address)>: no such user"
+    assert (unknown.outcome, unknown.error, unknown.code) == ("unknown", "DeliveryUnknown", None)
+    assert (failed.outcome, failed.error, failed.credential) == ("failed", "NoRoute", None)
+    assert "There is no tenant" in failed.reply
+    assert (failed.recipients, failed.sender) == (1, "bob@example.com")
+
+
+def test_a_second_try_on_a_fresh_connection_is_told(make_credential):
+    with ScriptedServer() as server:
+        make_credential(server, "bob")
+        server.when("MAIL", connection=1, occurrence=2).closes()
+        send()
+        send()
+    second, first = DeliveryRecord.objects.all()
+    assert (first.retried, second.retried) == (False, True)
+    assert (second.outcome, second.reused) == ("sent", False)
+
+
+ADDRESSES = ["First@elsewhere.example", "refused@elsewhere.example"]
+
+
+@pytest.mark.parametrize("level", ["off", "counts", "addresses", "subjects", "mistake"])
+def test_no_more_than_was_chosen(mail_host, make_credential, records, level):
+    records(level)
+    make_credential(mail_host, "bob")
+    send(message(ADDRESSES))
+    if level == "off":
+        assert not DeliveryRecord.objects.exists()
+        return
+    record = DeliveryRecord.objects.get()
+    assert (record.recipients, record.refused) == (2, 1)
+    assert "5.1.1 no such user" in record.reply
+    stored = str(vars(record)) + str(list(DeliveryRecipient.objects.values()))
+    has_addresses = level in ("addresses", "subjects")
+    assert ("elsewhere.example" in stored) == has_addresses
+    assert ("Secret plans" in stored) == (level == "subjects")
+    if has_addresses:
+        for address in ADDRESSES:
+            assert DeliveryRecord.objects.to(address).get() == record
+        assert not DeliveryRecord.objects.to("else@elsewhere.example")
+
+
+def test_one_statement_for_a_batch(mail_host, make_credential, records):
+    make_credential(mail_host, "bob")
+    with CaptureQueriesContext(connection) as captured:
+        send(*(message() for _ in range(30)))
+    assert sum(query["sql"].startswith("INSERT") for query in captured) == 1
+    rows = list(DeliveryRecord.objects.all())
+    assert len(rows) == 30
+    assert [row.queue_id for row in reversed(rows)] == [f"{n:08X}" for n in range(1, 31)]
+
+
+@pytest.mark.parametrize("text", ["\0", "\udc80", "x" * 5000, "Ünïcode 🙂"])
+def test_whatever_a_server_says_can_be_stored(make_credential, text):
+    with ScriptedServer() as server:
+        make_credential(server, "bob")
+        answer = f"550 5.7.1 {text}".encode("utf-8", "surrogateescape")[:1500]
+        server.when("MAIL").sends(answer + b"\r\n")
+        send()
+    assert DeliveryRecord.objects.get().outcome in ("refused", "failed")
+
+
+# A record that can't be written
+
+
+@pytest.fixture
+def broken_table(db):
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE mailpool_deliveryrecord RENAME TO mailpool_elsewhere")
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE mailpool_elsewhere RENAME TO mailpool_deliveryrecord")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_a_failed_write_changes_nothing_for_the_caller(
+    mail_host, make_credential, broken_table, caplog, in_transaction
+):
+    make_credential(mail_host, "bob")
+    heard = []
+
+    def hear(**kwargs):
+        heard.append(kwargs)
+
+    signals.records_failed.connect(hear)
+    try:
+        sent = [message(), message()]
+        with caplog.at_level(logging.ERROR, "mailpool.records"):
+            if in_transaction:
+                with transaction.atomic():
+                    assert EmailBackend().send_messages(sent) == 2
+                    assert Credential.objects.count() == 1  # the transaction is not broken
+            else:
+                assert EmailBackend().send_messages(sent) == 2
+    finally:
+        signals.records_failed.disconnect(hear)
+    assert len(mail_host.delivered) == 2
+    assert [each.mailpool_result.status for each in sent] == ["sent", "sent"]
+    assert [(each["count"], each["sender"]) for each in heard] == [(2, DeliveryRecord)]
+    (logged,) = caplog.records
+    assert (logged.event, logged.records) == ("mailpool.records.failed", 2)
+    assert delivery.stats().busy == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_bad_row_does_not_take_others_along(mail_host, make_credential, monkeypatch, caplog):
+    make_credential(mail_host, "bob")
+    taken = make_rows(1)[0].pk
+    keys = iter([taken, *(make_key() for _ in range(5))])
+    monkeypatch.setattr(recording, "make_key", lambda *args: next(keys))
+    send(message(), message())
+    assert DeliveryRecord.objects.count() == 3
+    assert not [each for each in caplog.records if each.name == "mailpool.records"]
+
+
+# Connections
+
+
+def test_connections_are_told_of_without_secrets(mail_host, make_credential):
+    credential = make_credential(mail_host, "bob")
+    heard = []
+
+    def opened(**kwargs):
+        heard.append(("opened", kwargs))
+
+    def closed(**kwargs):
+        heard.append(("closed", kwargs))
+
+    signals.connection_opened.connect(opened)
+    signals.connection_closed.connect(closed)
+    try:
+        send()
+        delivery.close_connections()
+    finally:
+        signals.connection_opened.disconnect(opened)
+        signals.connection_closed.disconnect(closed)
+    assert [name for name, _ in heard] == ["opened", "closed"]
+    for _, told in heard:
+        assert told["credential_id"] == str(credential.pk)
+        assert told["address"] == f"localhost:{mail_host.port}"
+        assert credential.password not in repr(told)
+    assert heard[0][1]["session_id"] == heard[1][1]["session_id"]
+    assert (heard[1][1]["messages"], heard[1][1]["reason"]) == (1, "closed")
+
+
+# What is deleted
+
+
+def test_records_outlive_what_they_are_about(mail_host, make_credential):
+    credential = make_credential(mail_host, "bob")
+    send()
+    server = credential.server
+    credential.tenant.delete()
+    server.delete()
+    record = DeliveryRecord.objects.get()
+    assert (record.tenant_name, record.username) == ("bob", "bob")
+
+
+def test_prune_removes_what_is_old_in_batches(capsys, settings):
+    now = timezone.now()
+    old = make_rows(25, now - timedelta(days=40))
+    new = make_rows(5, now - timedelta(days=5))
+    for row in (old[0], new[0]):
+        DeliveryRecipient.objects.create(record=row, address="x@example.com")
+    seen = []
+    assert recording.prune(now - timedelta(days=90), progress=seen.append) == 0
+    with pytest.raises(CommandError, match="RECORDS_KEEP_DAYS"):
+        call_command("mailpool_prune")
+    for days in ("-1", "40000"):
+        with pytest.raises(CommandError, match="Nothing was removed"):
+            call_command("mailpool_prune", f"--older-than={days}")
+    settings.MAILPOOL = {**settings.MAILPOOL, "RECORDS_KEEP_DAYS": 30}
+    call_command("mailpool_prune", "--dry-run")
+    assert capsys.readouterr().out.startswith("25 records")
+    assert DeliveryRecord.objects.count() == 30
+    removed = recording.prune(now - timedelta(days=30), progress=seen.append, batch=10)
+    assert (removed, seen) == (25, [10, 20, 25])
+    assert set(DeliveryRecord.objects.all()) == set(new)
+    assert DeliveryRecipient.objects.get().record == new[0]
+    call_command("mailpool_prune", "--older-than", "1", "--json")
+    assert '"removed": 5' in capsys.readouterr().out
+
+
+def test_a_scrubbed_copy_has_no_records(capsys):
+    make_rows(3)
+    call_command("mailpool_scrub", "--no-input")
+    assert re.search(r"delivery records +3", capsys.readouterr().out)
+    assert not DeliveryRecord.objects.exists()
+
+
+# The admin
+
+
+@pytest.fixture
+def support(client):
+    """Somebody who may look at records and at nothing else."""
+    user = get_user_model().objects.create_user("support", password="x", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename="view_deliveryrecord"))
+    client.force_login(user)
+    return client
+
+
+def page(client, query=""):
+    answer = client.get(LIST + query)
+    assert answer.status_code == 200, answer.status_code
+    return answer.context["cl"].result_list
+
+
+def test_pages_follow_the_key(support):
+    rows = make_rows(120)
+    found, url = [], ""
+    for _ in range(3):
+        answer = support.get(LIST + url)
+        found += answer.context["cl"].result_list
+        url = answer.context["cl"].older_url
+    assert url == ""
+    assert found == sorted(rows, key=lambda row: -row.pk)
+    assert page(support, "?before=nonsense")[0] == found[0]
+
+
+def test_filters_and_search(support, mail_host, make_credential, records):
+    records("addresses")
+    bob, mary = make_credential(mail_host, "bob"), make_credential(mail_host, "mary")
+    send(message(["one@a.example", "two@a.example"]), message(["refused@a.example"]))
+    other = message(["three@a.example"])
+    other.tenant, other.from_email = "mary", "mary@example.com"
+    send(other)
+    hers, his_refused, his = DeliveryRecord.objects.all()
+    assert page(support, f"?tenant={mary.tenant.pk}") == [hers]
+    assert page(support, f"?tenant={bob.tenant.pk}&credential={bob.pk}") == [his_refused, his]
+    assert page(support, f"?server={bob.server.pk}") == [hers, his_refused, his]
+    assert page(support, "?tenant=site") == page(support, "?tenant=nonsense") == []
+    assert page(support, "?outcome__exact=refused") == [his_refused]
+    assert page(support, "?code=5") == page(support, "?code=550") == [his_refused]
+    assert page(support, "?code=250") == [hers, his]
+    assert page(support, "?when=hour") == [hers, his_refused, his]
+    assert page(support, "?when=2001-01-31") == page(support, "?when=2001-13-31") == []
+    assert page(support, f"?q={his.queue_id}") == [his]
+    assert page(support, f"?q={his.message_id}") == page(
+        support, f"?q={his.message_id.strip('<>')}"
+    )
+    assert page(support, f"?q={his.message_id}") == [his]
+    for address in ("one@a.example", "TWO@a.example"):
+        assert page(support, f"?q={address}") == [his]
+    assert page(support, "?q=four@a.example") == []
+
+
+def test_the_page_of_a_record(support, mail_host, make_credential):
+    credential = make_credential(mail_host, "bob")
+    same = {"Message-ID": "<one@example.com>"}
+    send(message(headers=same))
+    send(message(headers=same))
+    newest, oldest = DeliveryRecord.objects.all()
+    text = support.get(f"{LIST}{newest.pk}/change/").content.decode()
+    assert "queued as 00000002" in text
+    assert "Attempts of the same message" in text
+    assert f"{LIST}{oldest.pk}/change/" in text
+    for row in ("credential", "mailserver", "tenant"):
+        assert f'href="/admin/mailpool/{row}/' not in text  # which they may not see
+    assert support.get(f"{LIST}123/change/").status_code == 404
+    root = get_user_model().objects.create_superuser("root", password="x")
+    support.force_login(root)
+    text = support.get(f"{LIST}{newest.pk}/change/").content.decode()
+    for row in (credential, credential.server, credential.tenant):
+        url = f"/admin/mailpool/{row._meta.model_name}/{row.pk}/change/"
+        assert f'href="{url}"' in text
+        assert f'href="{LIST}?' in support.get(url).content.decode()
+
+
+def test_nobody_changes_a_record(admin_client, support, django_user_model):
+    (row,) = make_rows(1)
+    for client in (admin_client, support):
+        assert client.get(f"{LIST}add/").status_code == 403
+        assert client.post(f"{LIST}{row.pk}/delete/", {"post": "yes"}).status_code == 403
+        client.post(f"{LIST}{row.pk}/change/", {"outcome": "failed"})
+    row.refresh_from_db()
+    assert row.outcome == "sent"
+    support.force_login(django_user_model.objects.create_user("x", password="x", is_staff=True))
+    assert support.get(LIST).status_code == 403
+    assert support.get(f"{LIST}{row.pk}/change/").status_code == 403
+
+
+def test_what_has_records_can_be_deleted_in_the_admin(admin_client, mail_host, make_credential):
+    credential = make_credential(mail_host, "bob")
+    send()
+    url = f"/admin/mailpool/credential/{credential.pk}/delete/"
+    assert admin_client.post(url, {"post": "yes"}).status_code == 302
+    assert not Credential.objects.exists()
+    record = DeliveryRecord.objects.get()
+    assert admin_client.get(f"{LIST}{record.pk}/change/").status_code == 200
+
+
+QUERIES = [
+    "",
+    "?before={middle}",
+    "?tenant={tenant}",
+    "?tenant=site",
+    "?tenant={tenant}&credential={credential}",
+    "?server={server}",
+    "?outcome__exact=sent",
+    "?outcome__exact=refused",
+    "?outcome__exact=unknown",
+    "?code=250",
+    "?code=5",
+    "?code=550",
+    "?when=hour",
+    "?when=2020-01-31",
+    "?tenant={tenant}&outcome__exact=refused&when=week",
+    "?q=%3C{middle}@x.example%3E",
+    "?q=r{middle}@a.example",
+    "?q=Q{middle}",
+]
+
+
+def test_no_list_reads_the_whole_table(admin_client, make_credential, mail_host):
+    if connection.vendor != "postgresql":
+        pytest.skip("PostgreSQL's planner is asked")
+    credential = make_credential(mail_host, "bob")
+    other = make_credential(mail_host, "mary", server=MailServer.objects.create(name="o", host="o"))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            FILL,
+            [
+                *(credential.tenant_id, other.tenant_id),
+                *(credential.pk, other.pk),
+                *(credential.server_id, other.server_id),
+                20_000,
+            ],
+        )
+        cursor.execute("ANALYZE mailpool_deliveryrecord, mailpool_deliveryrecipient")
+    names = {
+        "middle": DeliveryRecord.objects.order_by("pk")[10_000].pk,
+        "tenant": other.tenant_id,
+        "credential": other.pk,
+        "server": other.server_id,
+    }
+    for query in QUERIES:
+        with CaptureQueriesContext(connection) as captured:
+            admin_client.get(LIST + query.format(**names))
+        asked = [each["sql"] for each in captured if each["sql"].startswith("SELECT")]
+        assert len(asked) <= 5, query
+        for sql in asked:
+            if "mailpool_deliveryrecord" in sql:
+                with connection.cursor() as cursor:
+                    cursor.execute("EXPLAIN " + sql.replace("%", "%%"), ())
+                    plan = "\n".join(line for (line,) in cursor.fetchall())
+                assert "Seq Scan on mailpool_delivery" not in plan, f"{query}\n{plan}"
+
+
+FILL = """
+INSERT INTO mailpool_deliveryrecord ("id", "when", outcome, tenant_id, credential_id, server_id,
+    tenant_name, server_name, username, message_id, sender, recipients, refused, recipient, subject,
+    size, code, enhanced, reply, queue_id, session_id, reused, retried, tls, waiting, connecting,
+    sending, error)
+SELECT key, to_timestamp((key >> 11) / 1000000.0),
+    CASE WHEN n %% 50 = 0 THEN 'refused' WHEN n %% 1000 = 1 THEN 'unknown' ELSE 'sent' END,
+    CASE WHEN n %% 100 > 0 THEN tenant_a ELSE tenant_b END,
+    CASE WHEN n %% 100 > 0 THEN credential_a ELSE credential_b END,
+    CASE WHEN n %% 100 > 0 THEN server_a ELSE server_b END,
+    'bob', 'server', 'bob', '<' || key || '@x.example>', 'bob@example.com', 1, 0,
+    'r' || key || '@a.example', '', 700,
+    CASE WHEN n %% 50 = 0 THEN 550 WHEN n %% 1000 = 1 THEN NULL ELSE 250 END,
+    '2.0.0', '2.0.0 Ok: queued', 'Q' || key, 'abcdef', true, false, 'TLSv1.3', 0, 0, 3, ''
+FROM (SELECT %s::uuid AS tenant_a, %s::uuid AS tenant_b, %s::uuid AS credential_a,
+        %s::uuid AS credential_b, %s::uuid AS server_a, %s::uuid AS server_b) AS keys,
+    (SELECT n, ((extract(epoch FROM now()) * 1000000)::bigint - n::bigint * 6000000) << 11 AS key
+        FROM generate_series(1, %s) AS n) AS numbers
+"""
