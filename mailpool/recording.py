@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from smtplib import SMTPRecipientsRefused
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from django.db.models import Max
 from django.utils import timezone
 
 from mailpool import audit, conf, signals
+from mailpool.events import event
 from mailpool.models import Credential, DeliveryRecipient, DeliveryRecord
 from mailpool.models.records import EPOCH, DeliveryRecordQuerySet, make_key
 from mailpool.prepared import PreparedInsert, prepare_insert
@@ -130,7 +131,7 @@ def _report(count: int, error: Exception) -> None:
         count,
         type(error).__name__,
         str(error).partition("\n")[0],  # what PostgreSQL says below that shows the row
-        extra={"event": "mailpool.records.failed", "records": count},
+        extra=event("mailpool.records_not_written", records=count, error=error),
     )
     signals.records_failed.send_robust(sender=DeliveryRecord, count=count, error=error)
 

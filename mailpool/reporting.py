@@ -27,6 +27,7 @@ from django.db import connections, router, transaction
 from django.utils import timezone
 
 from mailpool import conf, process
+from mailpool.events import event
 from mailpool.models import SendingProcess
 from mailpool.smtp import PoolStats, SessionInfo, SessionPool
 
@@ -170,7 +171,11 @@ class Reporter:
             if connection.connection is not None and not connection.in_atomic_block:
                 SendingProcess.objects.using(using).filter(pk=self.key).delete()
         except Exception as error:
-            logger.debug("The row of this process is left behind: %s", error)
+            logger.debug(
+                "The row of this process is left behind: %s",
+                error,
+                extra=event("mailpool.connections_not_reported", error=error),
+            )
 
 
 def report(pool: SessionPool) -> None:
@@ -242,4 +247,5 @@ def _log(error: Exception) -> None:
         "This process could not report its connections; sending goes on (%s: %s).",
         type(error).__name__,
         error,
+        extra=event("mailpool.connections_not_reported", error=error),
     )

@@ -197,7 +197,7 @@ def test_a_failed_write_changes_nothing_for_the_caller(
     assert [each.mailpool_result.status for each in sent] == ["sent", "sent"]
     assert [(each["count"], each["sender"]) for each in heard] == [(2, DeliveryRecord)]
     (logged,) = caplog.records
-    assert (logged.event, logged.records) == ("mailpool.records.failed", 2)
+    assert (logged.event, logged.mailpool_records) == ("mailpool.records_not_written", 2)
     assert delivery.stats().busy == 0
 
 
