@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from datetime import time as clock
-
 from typing import Any, NamedTuple
 
 from django.db.models import Count, F, FloatField, Max, Q
@@ -38,7 +37,7 @@ TOP = 10
 PER_DOUBLING = 4
 
 # More records than these are not counted while somebody waits for a page.
-MOST_RECORDS = 250_000
+MOST_RECORDS = 200_000
 
 HOUR = timedelta(hours=1)
 
