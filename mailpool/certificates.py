@@ -44,8 +44,8 @@ def validate_pair(certificate: str, key: Secret) -> None:
         )
 
 
-def attention(certificate: str) -> str:
-    """Why *certificate* is not, or not for long, accepted anywhere; empty if it is."""
+def attention(certificate: str, within: timedelta = EXPIRES_SOON) -> str:
+    """Why *certificate* is not, or only *within* that time, accepted anywhere; empty if it is."""
     try:
         own = _chain(certificate)[0]
     except ValidationError as error:
@@ -54,7 +54,7 @@ def attention(certificate: str) -> str:
     begins, ends = own.not_valid_before_utc, own.not_valid_after_utc
     if now > ends:
         text = gettext("The client certificate expired on %(day)s. Enter a new one.")
-    elif now > ends - EXPIRES_SOON:
+    elif now > ends - within:
         text = gettext("The client certificate expires on %(day)s. Enter a new one in time.")
     elif now < begins:
         text, ends = gettext("The client certificate is not valid before %(day)s."), begins

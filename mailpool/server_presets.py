@@ -46,6 +46,8 @@ class ServerPreset:
     idle_timeout: Figure | None = None
     max_messages: Figure | None = None
     max_connections: Figure | None = None
+    recipients_per_day: Figure | None = None
+    """For each login. Of no field: the dashboard says when it is near."""
     domains: tuple[str, ...] = ()
     """Mail domains that are the provider's own, with their subdomains."""
     oauth_provider: str = ""
@@ -122,6 +124,7 @@ _ALL = (
             ),
             _MICROSOFT,
         ),
+        recipients_per_day=Figure(10_000, _("For each mailbox."), _MICROSOFT),
         domains=("onmicrosoft.com",),
         oauth_provider="microsoft",
     ),

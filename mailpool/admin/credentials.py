@@ -17,7 +17,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from mailpool import certificates, conf
+from mailpool import conf
 from mailpool.admin.acting import RecordedAdmin
 from mailpool.admin.actions import set_field
 from mailpool.admin.audit import TrailLink
@@ -27,6 +27,7 @@ from mailpool.admin.records import RecordsLink
 from mailpool.admin.secrecy import SecretiveAdmin, SecretSubmissions
 from mailpool.admin.transfer import TransferPage
 from mailpool.admin.verify import CredentialVerification
+from mailpool.attention import trouble
 from mailpool.exceptions import InvalidMessage, SecretError
 from mailpool.models import Credential, MailServer, Sender
 from mailpool.validators import normalize_sender
@@ -37,45 +38,9 @@ from mailpool.vault.fields import SecretFormField, SecretTextarea
 LIST_AT_MOST = 50
 
 
-def trouble(credential: Credential) -> tuple[str, str]:
-    """What is wrong with what is stored, in two words and in a sentence; empty if nothing is."""
-    if credential.is_oauth and (found := _oauth_trouble(credential)):
-        return found
-    if credential.uses_password and not credential.has_password:
-        return gettext("no password"), gettext("No password is stored.")
-    if credential.client_certificate and not credential.has_client_key:
-        text = gettext("No private key of the client certificate is stored.")
-        return gettext("no private key"), text
-    try:
-        credential.password, credential.client_key  # noqa: B018
-    except SecretError as error:
-        return gettext("does not decrypt"), str(error)
-    if credential.client_certificate and (
-        expiry := certificates.attention(credential.client_certificate)
-    ):
-        return gettext("certificate"), expiry
-    return "", ""
-
-
 def attention(credential: Credential) -> str:
     """Why what is stored can't be used, or not for long; empty if it can."""
     return trouble(credential)[1]
-
-
-def _oauth_trouble(credential: Credential) -> tuple[str, str] | None:
-    if credential.needs_attention:
-        return gettext("connect again"), credential.needs_attention
-    if not credential.is_connected:
-        text = gettext("The account is not connected. Choose “Connect account”.")
-        if credential.is_by_application:
-            text = gettext("The application has no access. Save the account to give it.")
-        return gettext("not connected"), text
-    try:
-        client = credential.oauth_client
-        credential.permission, client.client_secret, client.private_key  # type: ignore[union-attr]  # noqa: B018
-    except SecretError as error:
-        return gettext("does not decrypt"), str(error)
-    return None
 
 
 _APP_ONLY_IS_FOR = {"kind", "oauth_client", "tenant", "server", "username"}

@@ -1,0 +1,287 @@
+"""The dashboard above mailpool's section of the admin: who sees what of it, as plots and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from django.core.cache import cache
+from django.http import HttpRequest
+from django.urls import NoReverseMatch, reverse
+from django.utils import timezone
+from django.utils.formats import number_format
+from django.utils.http import urlencode
+from django.utils.translation import get_language, gettext
+
+from mailpool import __version__, conf
+from mailpool.attention import Attention, attention
+from mailpool.dashboard import SPANS, Group, Sessions, Traffic, sessions, traffic
+from mailpool.models import Credential, MailServer
+
+DEFAULT_SPAN = "24h"
+CACHED = 60  # seconds
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line or one set of bars, and where its records are."""
+
+    name: str
+    values: tuple[float | None, ...]
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """Figures over time: what is drawn, said and put into a table."""
+
+    key: str
+    title: str
+    summary: str
+    bars: bool
+    unit: str
+    labels: Sequence[str]
+    series: tuple[Series, ...]
+
+    @property
+    def rows(self) -> list[tuple[str, list[str]]]:
+        """For the table: each step with its figures."""
+        columns = [each.values for each in self.series]
+        return [
+            (label, [self._text(value) for value in values])
+            for label, *values in zip(self.labels, *columns, strict=True)
+        ]
+
+    def _text(self, value: float | None) -> str:
+        return "\N{EN DASH}" if value is None else f"{_number(value)}{self.unit}"
+
+    def as_json(self) -> dict[str, Any]:
+        series = [{"name": each.name, "values": each.values} for each in self.series]
+        return {
+            "bars": self.bars,
+            "unit": self.unit,
+            "labels": list(self.labels),
+            "series": series,
+        }
+
+
+def context(request: HttpRequest) -> dict[str, Any]:
+    """What the template shows to this user. What they may not view is not even computed."""
+    may = Permissions(request)
+    page: dict[str, Any] = {
+        "may": may,
+        "records_off": conf.records_level() == conf.RECORDS_OFF,
+        "records_url": _url(request, "deliveryrecord_changelist"),
+    }
+    if may.records:
+        page |= _traffic(request)
+        page |= _start(request, page["traffic"])
+    if may.credentials:
+        found = _cached(f"attention:{may.records:d}", lambda: attention(with_records=may.records))
+        page |= _attention(request, found)
+    if may.connections:
+        page |= _sessions(request, sessions(), may.credentials)
+    return page
+
+
+class Permissions:
+    """Whether the user may view these."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        has = request.user.has_perm
+        self.records = has("mailpool.view_deliveryrecord")
+        self.credentials = has("mailpool.view_credential")
+        self.connections = has("mailpool.view_connections")
+        self.add_servers = has("mailpool.add_mailserver")
+        self.add_credentials = has("mailpool.add_credential")
+
+    @property
+    def anything(self) -> bool:
+        return self.records or self.credentials or self.connections
+
+
+def _cached(name: str, make: Callable[[], Found]) -> Found:
+    """*make*'s result, at most a minute old. It holds texts and times of the reader's own."""
+    # The pool is this process's own, so it is never kept here.
+    zone = timezone.get_current_timezone_name()
+    key = f"mailpool:dashboard:{__version__}:{name}:{zone}:{get_language()}"
+    found: Found | None = cache.get(key)
+    if found is None:
+        found = make()
+        cache.set(key, found, CACHED)
+    return found
+
+
+def _traffic(request: HttpRequest) -> dict[str, Any]:
+    """The chosen span's figures, or those of the longest one that is not too much."""
+    chosen = SPANS.get(request.GET.get("span", ""), SPANS[DEFAULT_SPAN])
+    found, span = None, chosen
+    for span in reversed(list(SPANS.values())):
+        if span.step * span.count > chosen.step * chosen.count:
+            continue
+        # Also that there are too many is worth remembering; None is not remembered.
+        found = _cached(f"traffic:{span.key}", lambda span=span: traffic(span) or "too many")
+        if found != "too many":
+            break
+    shown = found if isinstance(found, Traffic) else None
+    plots = _plots(request, shown) if shown and shown.total.messages else []
+    return {
+        "traffic": shown,
+        "span": span,
+        "too_much": "" if span is chosen and shown else chosen.label,
+        "spans": [(each, each is (span if shown else chosen)) for each in SPANS.values()],
+        "plots": plots,
+        "figures": {plot.key: plot.as_json() for plot in plots},
+    }
+
+
+def _plots(request: HttpRequest, found: Traffic) -> list[Plot]:
+    """Each plot with its summary, which says what the plot shows."""
+    steps, total = found.steps, found.total
+    numbers = {"messages": _number(total.messages), "failures": _number(total.failures)}
+
+    def plot(key: str, title: str, summary: str, *series: Series, **how: Any) -> Plot:
+        look = {"bars": False, "unit": "", **how}
+        return Plot(key, title, summary, labels=found.labels, series=series, **look)
+
+    plots = [
+        plot(
+            "messages",
+            gettext("Messages and failures"),
+            gettext("%(messages)s messages, of which %(failures)s failed or were refused.")
+            % numbers,
+            Series(gettext("messages"), tuple(step.messages for step in steps)),
+            Series(gettext("failures"), tuple(step.failures for step in steps)),
+            bars=True,
+        )
+    ]
+    if total.sent:
+        plots += [
+            plot(
+                "speed",
+                gettext("Sending time"),
+                gettext("Half of the messages took at most %(p50)s ms, 95%% at most %(p95)s ms.")
+                % {"p50": _number(total.p50), "p95": _number(total.p95)},
+                Series("p50", tuple(step.p50 for step in steps)),
+                Series("p95", tuple(step.p95 for step in steps)),
+                unit="\N{NO-BREAK SPACE}ms",
+            ),
+            plot(
+                "reuse",
+                gettext("Reused connections"),
+                gettext("%(part)s%% of the messages went out on a connection that was open.")
+                % {"part": _number(100 * total.reused / total.sent)},
+                Series(
+                    gettext("reused"),
+                    tuple(100 * each.reused / each.sent if each.sent else None for each in steps),
+                ),
+                unit="\N{NO-BREAK SPACE}%",
+            ),
+        ]
+    for name, title, failed_title, groups in (
+        ("server", gettext("Messages by server"), gettext("Failures by server"), found.servers),
+        ("tenant", gettext("Messages by tenant"), gettext("Failures by tenant"), found.tenants),
+    ):
+        most = groups[0]
+        plots.append(
+            plot(
+                name,
+                title,
+                gettext("Most went through %(name)s: %(count)s.")
+                % {"name": most.name, "count": _number(most.messages)}
+                if name == "server"
+                else gettext("Most are of %(name)s: %(count)s.")
+                % {"name": most.name, "count": _number(most.messages)},
+                *(
+                    Series(each.name, each.steps, _group_url(request, name, each))
+                    for each in groups
+                ),
+            )
+        )
+        failing = sorted((g for g in groups if g.failures), key=lambda g: -g.failures)
+        if failing:
+            plots.append(
+                plot(
+                    f"{name}-failures",
+                    failed_title,
+                    gettext("Most have failed with %(name)s: %(failures)s of %(messages)s.")
+                    % {
+                        "name": failing[0].name,
+                        "failures": _number(failing[0].failures),
+                        "messages": _number(failing[0].messages),
+                    },
+                    *(
+                        Series(each.name, each.failed_steps, _group_url(request, name, each))
+                        for each in failing
+                    ),
+                )
+            )
+    return plots
+
+
+def _group_url(request: HttpRequest, name: str, group: Group) -> str:
+    if group.key is None:
+        return ""
+    return _url(request, "deliveryrecord_changelist", **{name: group.key})
+
+
+def _start(request: HttpRequest, found: Traffic | None) -> dict[str, Any]:
+    """Where nothing was sent: what is missing for it."""
+    if found is None or found.total.messages:
+        return {}
+    return {
+        "has_server": MailServer.objects.exists(),
+        "has_credential": Credential.objects.exists(),
+        "add_server_url": _url(request, "mailserver_add"),
+        "add_credential_url": _url(request, "credential_add"),
+        "credentials_url": _url(request, "credential_changelist"),
+    }
+
+
+def _attention(request: HttpRequest, found: Attention) -> dict[str, Any]:
+    rows = []
+    for problem in found.problems:
+        where = {"tenant": problem.tenant_id or "site", "credential": problem.credential_id}
+        records = _url(request, "deliveryrecord_changelist", **where) if problem.in_records else ""
+        page = _url(request, "credential_change", problem.credential_id)
+        rows.append((problem, page, records))
+    return {"attention": found, "problems": rows}
+
+
+def _sessions(request: HttpRequest, found: Sessions, may_view_credentials: bool) -> dict[str, Any]:
+    owners = {}
+    if found.accounts:
+        ids = [key for key, _count in found.accounts]
+        rows = Credential.objects.select_related("server", "tenant").in_bulk(ids)
+        owners = {str(pk): row for pk, row in rows.items()}
+    accounts = []
+    for key, count in found.accounts:
+        owner = owners.get(key)
+        shown = owner if may_view_credentials else None
+        name = str(shown) if shown else gettext("(hidden)") if owner else gettext("(deleted)")
+        most = owner.server.max_connections if owner else None
+        url = _url(request, "credential_change", key) if shown else ""
+        accounts.append((name, url, count, most))
+    return {
+        "sessions": found,
+        "accounts": accounts,
+        "connections_url": _url(request, "connections"),
+    }
+
+
+def _number(value: float | None) -> str:
+    """Rounded, as the reader writes numbers."""
+    return number_format(round(value or 0), use_l10n=True, force_grouping=True)
+
+
+def _url(request: HttpRequest, page: str, *args: Any, **query: str) -> str:
+    """A page of the admin; empty where this admin site does not have it."""
+    site = getattr(request, "current_app", None)
+    try:
+        url = reverse(f"admin:mailpool_{page}", args=args, current_app=site)
+    except NoReverseMatch:
+        return ""
+    return f"{url}?{urlencode(query)}" if query else url
