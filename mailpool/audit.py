@@ -23,6 +23,7 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool import conf
 from mailpool.events import event
+from mailpool.text import one_line
 
 logger = logging.getLogger("mailpool.audit")
 
@@ -262,10 +263,7 @@ def _tidy(new: AuditEntry) -> None:
     for field in AuditEntry._meta.concrete_fields:
         text = getattr(new, field.attname)
         if isinstance(field, (models.CharField, models.TextField)):
-            text = "".join(
-                char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text
-            )
-            setattr(new, field.attname, text[: field.max_length])
+            setattr(new, field.attname, one_line(text)[: field.max_length])
 
 
 def _log(entries: Sequence[AuditEntry]) -> None:

@@ -38,6 +38,7 @@ from mailpool.oauth import tokens
 from mailpool.rendering import render
 from mailpool.routing import require_own_server, require_running, slug_of
 from mailpool.smtp import Attempt, PoolStats, Session, SessionParams, SessionPool, Transmitter
+from mailpool.text import one_line
 
 logger = logging.getLogger("mailpool")
 
@@ -454,7 +455,7 @@ def _make_outcome(job: Job) -> MailpoolResult:
         result.status, result.refused = "refused", _readable(error.recipients)
         result.code, result.reply = next(iter(result.refused.values()), (None, ""))
     elif isinstance(error, SMTPResponseException):
-        result.code, result.reply = error.smtp_code, _text(error.smtp_error)
+        result.code, result.reply = error.smtp_code, one_line(error.smtp_error)
         # A login or a greeting that is refused says nothing of the message.
         if isinstance(error, (SMTPSenderRefused, SMTPDataError)):
             result.status = "refused"
@@ -462,11 +463,7 @@ def _make_outcome(job: Job) -> MailpoolResult:
 
 
 def _readable(refused: Any) -> dict[str, tuple[int, str]]:
-    return {address: (code, _text(reply)) for address, (code, reply) in refused.items()}
-
-
-def _text(reply: bytes | str) -> str:
-    return reply.decode("utf-8", "replace") if isinstance(reply, bytes) else reply
+    return {address: (code, one_line(reply)) for address, (code, reply) in refused.items()}
 
 
 def _log(message: EmailMessage, result: MailpoolResult) -> None:
@@ -500,7 +497,7 @@ def _log(message: EmailMessage, result: MailpoolResult) -> None:
             result.status,
             result.credential_id,
             type(result.error).__name__,
-            result.error,
+            one_line(str(result.error)),
             extra=event("mailpool.not_sent", error=result.error, **fields),
         )
 

@@ -33,6 +33,7 @@ from mailpool.models import Sender
 from mailpool.models.scopes import proof_of
 from mailpool.models.senders import SenderQuerySet
 from mailpool.routing import Router
+from mailpool.text import one_line
 
 logger = logging.getLogger("mailpool")
 
@@ -91,7 +92,7 @@ def send_code(sender: Sender) -> None:
         _row(sender).filter(code_digest=digest).note(code_digest="")
         logger.error(
             "No code could be sent to a sender: %s",
-            result.error or result.reply,
+            one_line(str(result.error or result.reply)),
             extra=event(
                 "mailpool.code_not_sent",
                 credential=sender.credential_id,
@@ -140,7 +141,7 @@ def check_dns(sender: Sender) -> None:
     except (txt_records.LookupFailed, ImproperlyConfigured) as error:
         logger.error(
             "No proof could be looked for in DNS: %s",
-            error,
+            one_line(str(error)),
             extra=event("mailpool.dns_failed", credential=sender.credential_id, error=error),
         )
         raise OwnershipError(_("DNS gives no answer right now. Try again later.")) from None

@@ -15,6 +15,7 @@ from mailpool import audit
 from mailpool.audit import Action
 from mailpool.exceptions import SecretError
 from mailpool.models import Credential
+from mailpool.text import one_line
 from mailpool.vault import EncryptedTextField, Sealed, get_keyring
 from mailpool.vault.keyring import KEY_ID_AT, KEY_ID_LENGTH
 
@@ -160,4 +161,4 @@ def swap(found: EncryptedTextField, swaps: Sequence[tuple[Any, Sealed]]) -> set[
 
 
 def _describe(found: EncryptedTextField, row: Any) -> str:
-    return f"{row} ({found.place(row)})"
+    return one_line(f"{row} ({found.place(row)})")

@@ -27,3 +27,18 @@ def can_be_a_password(text: str) -> bool:
 def is_unicode(text: str) -> bool:
     """Whether *text* can be encoded. Asked first: the exception would hold all of it."""
     return _SURROGATES.search(text) is None
+
+
+def one_line(text: str | bytes) -> str:
+    """*text* as it may be logged, stored and shown on a terminal, whoever wrote it.
+
+    On one line, since another one could pass for a line of ours; and without what steers a
+    terminal or turns the direction of writing (U+202E). What can't be shown is U+FFFD.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text
+    )

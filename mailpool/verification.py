@@ -42,6 +42,7 @@ from mailpool.models import Credential, MailServer
 from mailpool.oauth import tokens
 from mailpool.routing import require_own_server, require_running
 from mailpool.smtp import Handshake, Session, SessionParams
+from mailpool.text import one_line
 
 StepStatus = Literal["ok", "failed", "skipped"]
 
@@ -309,7 +310,7 @@ def _run(report: Report, key: str, step: Callable[[], str]) -> bool:
     status: StepStatus = "ok"
     advice = ""
     try:
-        detail = step()
+        detail = one_line(step())
     except Exception as error:
         status, detail, advice = "failed", describe_error(error), explain(error)
     title = _titles()[key]
@@ -405,19 +406,18 @@ def switched_off(credential: Credential) -> str:
 
 
 def describe_error(error: Exception) -> str:
-    """What happened, with the server's own words."""
+    """What happened, with the server's own words, on one line."""
     if isinstance(error, SMTPResponseException):
-        text = error.smtp_error
-        reply = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+        reply = one_line(error.smtp_error)
         return f"{error.smtp_code} {reply}" if error.smtp_code > 0 else reply
     if isinstance(error, smtplib.SMTPRecipientsRefused):
         return "; ".join(
-            f"{address}: {code} {reply.decode('utf-8', 'replace')}"
+            f"{address}: {code} {one_line(reply)}"
             for address, (code, reply) in error.recipients.items()
         )
     if isinstance(error, OSError) and error.strerror:
-        return str(error.strerror)
-    return str(error)
+        return one_line(str(error.strerror))
+    return one_line(str(error))
 
 
 def explain(error: Exception | None) -> str:

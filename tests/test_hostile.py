@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import smtplib
 from dataclasses import replace
@@ -13,13 +14,15 @@ from django.core.mail import EmailMessage
 from django.core.management import call_command
 from django.core.management.base import CommandError
 
+from mailpool import delivery, verification
 from mailpool.admin.credentials import CredentialForm
 from mailpool.backends import EmailBackend
 from mailpool.exceptions import SecretError
 from mailpool.forms import TenantCredentialForm
-from mailpool.models import Credential
+from mailpool.models import Credential, MailServer
 from mailpool.smtp import Session, SessionParams
 from mailpool.smtp.auth import hiding
+from mailpool.text import one_line
 from mailpool.vault.fields import SecretFormField
 from tests.factories import CredentialFactory, MailServerFactory
 from tests.scripted import ScriptedServer
@@ -260,3 +263,105 @@ def test_import_env_of_a_file_that_is_no_text(db, monkeypatch, tmp_path):
     with pytest.raises(CommandError, match="is not a URL") as caught:
         call_command("mailpool_import_env")
     assert caught.value.__context__ is None
+
+
+# What a server says, where people read it
+
+FORGED = (
+    "550-5.7.1 no\x1b[2J\x1b]0;title\x07 \u202eevil\u202c \u2066x\u2069 \x9bm \u2028 a\rb \0\r\n"
+    "550 WARNING forged"
+)
+SEEN = (
+    "no\ufffd[2J\ufffd]0;title\ufffd \ufffdevil\ufffd \ufffdx\ufffd \ufffdm   a b \ufffd "
+    "WARNING forged"
+)
+
+
+def commands(capsys, *names):
+    """What commands print, line by line."""
+    lines = []
+    for name in names:
+        with contextlib.suppress(SystemExit):
+            call_command(*name)
+        printed = capsys.readouterr()
+        lines += (printed.out + printed.err).split("\n")
+    return lines
+
+
+SAYS = {
+    "greeting": FORGED.replace("550", "554"),
+    "EHLO": FORGED,
+    "AUTH": FORGED.replace("550", "535"),
+    "MAIL": FORGED,
+    "RCPT": FORGED,
+    "DATA": FORGED,
+    "end of data": FORGED,
+    "goodbye": FORGED.replace("550", "421"),
+    "thanks": FORGED.replace("550", "250"),
+    "features": "250-\x1b[2Jx\r\n250-SIZE \x1b[2J\r\n250-AUTH \x1b[2J\r\n250 \u202eEVIL",
+    "no SMTP": "what\x1b[2J\u202e?",
+    "too many": f"250 2.1.0 ok\r\n{FORGED}",
+}
+
+
+@pytest.mark.parametrize("step", SAYS)
+def test_what_a_server_says_is_one_line_and_steers_no_terminal(server, bob, caplog, capsys, step):
+    caplog.set_level(logging.DEBUG)
+    steps = {"goodbye": "MAIL", "thanks": "end of data", "features": "EHLO"}
+    server.when(steps.get(step, "MAIL" if step[:3] in ("no ", "too") else step)).says(SAYS[step])
+    mail = message()
+    with contextlib.suppress(smtplib.SMTPException):
+        EmailBackend().send_messages([mail])
+    result = mail.mailpool_result
+    delivery.get_pool().close()
+    delivery.get_pool().forgive()
+    shown = [result.reply, result.queue_id, *(reply for _, reply in result.refused.values())]
+    shown += [record.getMessage() for record in caplog.records]
+    report = verification.verify_credential(bob)
+    shown += [each.detail for each in report.steps]
+    if result.error:
+        shown += [str(result.error), verification.describe_error(result.error)]
+    credential = ["--credential", str(bob.pk)]
+    delivery.get_pool().forgive()
+    shown += commands(
+        capsys,
+        ["mailpool_check", *credential],
+        ["mailpool_send_test", *credential, "--to", "a@example.com"],
+        ["mailpool_status"],
+        ["mailpool_audit"],
+    )
+    for text in shown:
+        assert text.isprintable(), ascii(text)
+    if step not in ("features", "no SMTP", "too many", "EHLO"):
+        assert any(SEEN in text for text in shown)
+    if isinstance(result.error, smtplib.SMTPResponseException):
+        assert b"\x1b[2J" in result.error.smtp_error
+        assert b"\n" in result.error.smtp_error
+
+
+def test_names_of_rows_steer_no_terminal_either(server, bob, capsys):
+    """Tenants choose some of them."""
+    bob.server.name = "evil\x1b[2J\u202e"
+    bob.server.save()
+    bob.tenant.slug = "bob\x1b[2J"
+    bob.tenant.save()
+    Credential.objects.filter(pk=bob.pk).update(username="evil\x1b]0;x\x07\nforged")
+    lines = commands(
+        capsys,
+        ["mailpool_check"],
+        ["mailpool_send_test", "--credential", str(bob.pk), "--to", "a@example.com"],
+        ["mailpool_audit"],
+    )
+    MailServer.objects.update(host="localhost")  # so that the password does not open any more
+    unreadable = commands(capsys, ["mailpool_status"], ["mailpool_rotate_keys"])
+    assert any("Does not open" in line for line in unreadable)
+    lines += unreadable
+    assert any("evil\ufffd]0;x\ufffd forged" in line for line in lines)
+    for line in lines:
+        assert line.isprintable(), ascii(line)
+
+
+@pytest.mark.parametrize("text", ["plain", "Ä “quoted” 日本", "", "tab\there"])
+def test_ordinary_text_is_shown_as_it_is(text):
+    assert one_line(text) == one_line(text.encode()) == text.replace("\t", " ")
+    assert one_line(b"\xff") == "\ufffd"

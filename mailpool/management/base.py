@@ -17,6 +17,7 @@ from django.db.models import QuerySet
 from mailpool import audit, conf
 from mailpool.exceptions import MailpoolError
 from mailpool.models import Credential, MailServer
+from mailpool.text import one_line
 
 EXIT_STATUS = "Exit status: 0 if all is well, 1 if something needs attention."
 
@@ -41,7 +42,7 @@ class MailpoolCommand(BaseCommand):
 
     def print_table(self, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Columns as wide as their widest cell."""
-        cells = [[str(cell) for cell in row] for row in (head, *rows)]
+        cells = [[one_line(str(cell)) for cell in row] for row in (head, *rows)]
         widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
         for number, row in enumerate(cells):
             padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
@@ -52,7 +53,7 @@ class MailpoolCommand(BaseCommand):
     def progress(self, text: str, *, done: bool = False) -> None:
         """One line that is written over, where somebody looks at it."""
         if sys.stderr.isatty():
-            self.stderr.write(f"\r{text}\033[K", ending="\n" if done else "")
+            self.stderr.write(f"\r{one_line(text)}\033[K", ending="\n" if done else "")
 
     def exit_with(self, problems: bool) -> None:
         if problems:
@@ -109,6 +110,11 @@ def find_tenant(text: str) -> Any:
         if found is not None:
             return found
     raise CommandError(f"There is no tenant {text!r}: give its slug or its key.")
+
+
+def name_of(credential: Credential) -> str:
+    """The credential with its tenant, as a text for terminals."""
+    return one_line(f"{tenant_name(credential)}, {credential}")
 
 
 def _is_uuid(text: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, cast
 from django.db import models
 
 from mailpool.vault import EncryptedTextField
-from mailpool.vault.fields import encrypted_fields, forget_undone
+from mailpool.vault.fields import encrypted_fields_of, forget_undone
 
 
 def secret_field(row: models.Model, name: str) -> EncryptedTextField:
@@ -30,7 +30,7 @@ def leave_out_unset_secrets(
     one under a key that was rotated out meanwhile. *also* are further fields to leave alone.
     ``note_written()`` is to follow.
     """
-    secrets = encrypted_fields(row)
+    secrets = encrypted_fields_of(row)
     fields = kwargs.get("update_fields")
     if fields is not None:
         named = set(fields)

@@ -26,6 +26,7 @@ from mailpool.smtp.params import SessionParams
 from mailpool.smtp.reply import Reply
 from mailpool.smtp.tls import Resumable, client_context, tls_context
 from mailpool.smtp.wire import NotSMTP, TimedOut, Wire
+from mailpool.text import one_line
 
 LAST_WORDS_TIMEOUT = 1.0  # seconds; they are there already, or never will be
 
@@ -306,7 +307,7 @@ class Handshake:
                 raise SMTPHeloError(reply.code, reply.message)
             return "HELO only"
         for line in reply.lines[1:]:
-            keyword, _, arguments = line.decode("ascii", "replace").partition(" ")
+            keyword, _, arguments = one_line(line.decode("ascii", "replace")).partition(" ")
             if keyword.upper().startswith("AUTH="):  # as some old servers write it
                 keyword, arguments = "AUTH", f"{keyword[5:]} {arguments}"
             known = self.features.get(keyword.upper(), "")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from mailpool.text import one_line
+
 _ENHANCED = re.compile(rb"([245]\.\d{1,3}\.\d{1,3})(?=\s|$)")
 
 # How servers name the message that they took, after the enhanced code; the first match counts.
@@ -35,7 +37,8 @@ class Reply:
 
     @property
     def text(self) -> str:
-        return self.message.decode("utf-8", "replace")
+        """The text on one line, safe to be shown; ``message`` is what the server really said."""
+        return one_line(self.message)
 
     @property
     def enhanced(self) -> str:

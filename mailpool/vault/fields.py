@@ -123,7 +123,7 @@ def _value(instance: Any, lookup: str) -> str | None:
     return None if value is None else str(value)
 
 
-def encrypted_fields(row: models.Model) -> list[EncryptedTextField]:
+def encrypted_fields_of(row: models.Model) -> list[EncryptedTextField]:
     return [field for field in row._meta.fields if isinstance(field, EncryptedTextField)]
 
 
@@ -136,7 +136,7 @@ def note_written(
     """*row* has been written with the secrets among its fields *names*, by default all of them."""
     if is_new:
         row.__dict__[_CREATED] = Written(Secret(), using)
-    for field in encrypted_fields(row):
+    for field in encrypted_fields_of(row):
         if names is None or {field.name, field.attname} & set(names):
             field.note_written(row, using)
 

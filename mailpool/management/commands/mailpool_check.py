@@ -12,6 +12,7 @@ from mailpool.management.base import (
     MailpoolCommand,
     add_choice,
     chosen_credentials,
+    name_of,
     tenant_name,
 )
 from mailpool.models import Credential
@@ -62,7 +63,7 @@ class Command(MailpoolCommand):
             self.print_table(("Tenant", "Account", "Time", "Result"), rows)
         for credential, report in reports:
             if failure := report.failure:
-                self.stdout.write(f"\n{tenant_name(credential)}, {credential}:")
+                self.stdout.write(f"\n{name_of(credential)}:")
                 self.stdout.write(f"  {failure.detail}\n  {failure.advice}")
 
 

@@ -13,7 +13,7 @@ from django.db.models import Q
 
 from mailpool.management.base import MailpoolCommand, find_tenant
 from mailpool.models import Credential, MailServer, Sender
-from mailpool.text import can_be_a_name, can_be_a_password
+from mailpool.text import can_be_a_name, can_be_a_password, one_line
 
 DEFAULT_PORTS = {"starttls": 587, "tls": 465, "plain": 25}
 
@@ -67,7 +67,7 @@ class Command(MailpoolCommand):
             (f"credential {credential}", is_new),
         ):
             done = f"{would}{'created' if created else 'updated'} {what}."
-            self.stdout.write(done[0].upper() + done[1:])
+            self.stdout.write(one_line(done[0].upper() + done[1:]))
 
 
 def _read(variable: str) -> dict[str, Any]:

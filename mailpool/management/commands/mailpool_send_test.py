@@ -11,6 +11,7 @@ from mailpool.management.base import (
     MailpoolCommand,
     add_choice,
     chosen_credentials,
+    name_of,
     tenant_name,
 )
 from mailpool.models import Credential
@@ -46,7 +47,7 @@ class Command(MailpoolCommand):
                 }
             )
         else:
-            self.stdout.write(f"{tenant_name(credential)}, {credential}: {result.status}")
+            self.stdout.write(f"{name_of(credential)}: {result.status}")
             if result.error:
                 self.stdout.write(f"  {describe_error(result.error)}\n  {explain(result.error)}")
             else:
