@@ -138,9 +138,35 @@ def test_an_oauth_client_needs_its_permission(staff):
     assert "you need the permission" in upload(client, table(row, head=head)).content.decode()
     user = get_user_model().objects.get()
     user.user_permissions.add(Permission.objects.get(codename="change_oauthclient"))
+    user.user_permissions.add(Permission.objects.get(codename="move_mailserver"))
     response = upload(client, table(row, head=head))
     assert upload(client, table(row, head=head), response.context["token"]).status_code == 302
     assert Credential.objects.get().permission
+
+
+def test_tokens_of_an_application_are_not_taken_elsewhere(staff):
+    """As in the form of an account: to another mail host by who may move servers."""
+    microsoft = OAuthClient.objects.create(
+        name="Microsoft", provider="other", client_id="x", token_url="https://login.test/token",
+        client_secret="secret",
+    )  # fmt: skip
+    head = "tenant,server,host,username,kind,oauth_client"
+    login = ("client_credentials", "Microsoft")
+    bob = table(("bob", "Main", "smtp.example.com", "bob", *login), head=head)
+    mary = table(("mary", "Other", "evil.example.com", "mary", *login), head=head)
+    client = staff(*IMPORT, "change_oauthclient")
+    for file in (bob, mary):
+        response = upload(client, file)
+        assert "addresses of mail servers" in response.content.decode()
+        assert upload(client, file, response.context["token"]).status_code == 200
+    assert not Credential.objects.exists()
+
+    CredentialFactory(kind=login[0], oauth_client=microsoft, password="")  # at smtp.example.com
+    response = upload(client, mary)
+    assert "addresses of mail servers" in response.content.decode()
+    response = upload(client, bob)
+    assert upload(client, bob, response.context["token"]).status_code == 302
+    assert Credential.objects.get(username="bob").permission
 
 
 def test_a_forged_request_is_refused(staff):

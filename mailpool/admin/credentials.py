@@ -22,6 +22,7 @@ from mailpool.admin.acting import RecordedAdmin
 from mailpool.admin.actions import set_field
 from mailpool.admin.audit import TrailLink
 from mailpool.admin.connect import ConnectPage
+from mailpool.admin.moving import FIRST_THERE
 from mailpool.admin.moving import PERMISSION as MOVE
 from mailpool.admin.records import RecordsLink
 from mailpool.admin.secrecy import SecretiveAdmin, SecretSubmissions
@@ -150,11 +151,7 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
         if may:
             self.instance.allow_app_only()
         elif self.may_use_application:
-            text = _(
-                "No account of this OAuth client is at that mail server's address yet. Who may "
-                "change the addresses of mail servers can give the first one app-only access there."
-            )
-            self.add_error("server" if "server" in self.fields else None, text)
+            self.add_error("server" if "server" in self.fields else None, FIRST_THERE)
         else:
             self.add_error(
                 None,

@@ -22,6 +22,12 @@ from mailpool.models import MailServer
 
 PERMISSION = "mailpool.move_mailserver"
 
+# Tokens of an application are told to whom passwords are: who decides that has the permission.
+FIRST_THERE = _(
+    "No account of this OAuth client is at that mail server's address yet. Who may change the "
+    "addresses of mail servers can give the first one app-only access there."
+)
+
 
 class AddressForm(forms.ModelForm):  # type: ignore[type-arg]
     """Host, port and security."""

@@ -24,7 +24,10 @@ from django.views.decorators.csrf import csrf_protect
 
 from mailpool import conf, transfer
 from mailpool.admin.acting import as_user
+from mailpool.admin.moving import FIRST_THERE
+from mailpool.admin.moving import PERMISSION as MOVE
 from mailpool.admin.secrecy import SecretiveAdmin
+from mailpool.models import Credential
 from mailpool.secrecy import hide_submitted
 from mailpool.secret import SecretBytes
 from mailpool.transfer import Plan, Problem, UnusableFile
@@ -180,7 +183,26 @@ def _look(request: HttpRequest, upload: Any) -> tuple[Plan, str]:
             Problem(row.line, "oauth_client", text) for row in rows if "oauth_client" in row.cells
         ]
     plan = transfer.make_plan(rows, problems)
+    if not request.user.has_perm(MOVE):
+        plan.problems += _first_of_their_client(plan)
     shown = [f"{item.title}\n{list(map(str, item.differences))}" for item in plan.items]
     # Of file, person and what was shown. Keyed, so that nobody can guess passwords by it.
     value = "\n".join([sha256(data).hexdigest(), str(request.user.pk), *shown])
     return plan, salted_hmac("mailpool.admin.transfer", value, algorithm="sha256").hexdigest()
+
+
+def _first_of_their_client(plan: Plan) -> list[Problem]:
+    """The new accounts that would take an application's tokens to where none are told yet."""
+    is_told: dict[tuple[Any, ...], bool] = {}
+    found = []
+    for item in plan.usable:
+        row = item.row
+        if not (isinstance(row, Credential) and item.is_new and row.is_by_application):
+            continue
+        client, server = row.oauth_client, row.server
+        key = (client, server.host, server.port, server.security)
+        if key not in is_told:
+            is_told[key] = client is not None and client.is_used_at(server)
+        if not is_told[key]:
+            found.append(Problem(item.said.line_of("server"), "server", str(FIRST_THERE)))
+    return found
