@@ -188,7 +188,7 @@ class Row(NamedTuple):
     outcome: str
     reused: bool
     speed: float
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of that name
 
 
 def _step(label: str, rows: Iterable[Row]) -> Step:
