@@ -113,8 +113,6 @@ class Keeper:
 
     def report(self) -> Report:
         """The report, ``KEEP`` seconds old at the most; while somebody looks, ``PATIENCE``."""
-        if report := self._younger_than(KEEP):
-            return report
         # One looks, and the others take what there was, if it is not too old by now.
         report = self._younger_than(PATIENCE)
         if self._lock.acquire(timeout=0 if report else PATIENCE):

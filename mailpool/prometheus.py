@@ -122,8 +122,7 @@ def _of_database(counts: dict[str, int]) -> Iterator[Metric]:
         yield GaugeMetricFamily(f"mailpool_{name}", text, value=counts.get(name))
 
 
-# By the registry's id: a registry itself has no other name.
-_registered: dict[int, Metrics] = {}
+_registered: dict[CollectorRegistry, Metrics] = {}
 
 
 def register(
@@ -134,9 +133,9 @@ def register(
     *by_tenant* gives messages a label ``tenant``: a time series for each tenant, bucket and
     outcome. *database* asks it for counts at every scrape: two queries.
     """
-    if id(registry) not in _registered:
-        _registered[id(registry)] = Metrics(registry, by_tenant=by_tenant, database=database)
-    return _registered[id(registry)]
+    if registry not in _registered:
+        _registered[registry] = Metrics(registry, by_tenant=by_tenant, database=database)
+    return _registered[registry]
 
 
 def register_as_configured() -> None:

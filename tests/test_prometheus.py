@@ -39,7 +39,7 @@ def metrics():
     for registry, found in made:
         for outcome in prometheus.OUTCOMES:
             getattr(signals, f"message_{outcome}").disconnect(found.count)
-        del prometheus._registered[id(registry)]
+        del prometheus._registered[registry]
 
 
 def send(tenant, to="a@example.com"):

@@ -16,10 +16,11 @@ from django.db import connection
 
 import mailpool
 import mailpool.testing
+from mailpool import ownership
 from mailpool.delivery import session_params
 from mailpool.exceptions import NoRoute
 from mailpool.guard import Guard
-from mailpool.models import Credential, MailServer
+from mailpool.models import Credential, MailServer, Sender
 
 if settings.MAILPOOL_TENANT_MODEL == "mailpool.Tenant":
     pytest.skip("needs --ds=tests.settings_swapped", allow_module_level=True)
@@ -141,3 +142,12 @@ def test_an_import_refers_to_the_projects_tenants_and_makes_none(shop, tmp_path,
     call_command("mailpool_export", "--format", "json")
     records = [row["record"] for row in json.loads(capsys.readouterr().out)]
     assert records == ["server", "account"]
+
+
+def test_unproven_senders_of_shops_are_told(credential, settings, capsys):
+    settings.MAILPOOL = {**settings.MAILPOOL, "VERIFY_SENDERS": True}
+    sender = Sender.objects.create(credential=credential, address="a@acme.example")
+    call_command("mailpool_status")
+    assert "a@acme.example  acme" in capsys.readouterr().out
+    ownership.confirm([sender])
+    assert not ownership.unproven().exists()
