@@ -330,7 +330,8 @@ def test_filters_and_search(support, mail_host, make_credential, records):
     assert page(support, f"?server={bob.server.pk}") == [hers, his_refused, his]
     assert page(support, "?tenant=site") == page(support, "?tenant=nonsense") == []
     assert page(support, "?outcome__exact=refused") == [his_refused]
-    assert page(support, "?code=5") == page(support, "?code=550") == [his_refused]
+    assert page(support, "?code=550") == [his_refused]
+    assert page(support, "?code=x") == page(support, "?code=5500") == []
     assert page(support, "?code=250") == [hers, his]
     assert page(support, "?when=hour") == [hers, his_refused, his]
     assert page(support, "?when=2001-01-31") == page(support, "?when=2001-13-31") == []
@@ -400,13 +401,13 @@ QUERIES = [
     "?outcome__exact=refused",
     "?outcome__exact=unknown",
     "?code=250",
-    "?code=5",
     "?code=550",
     "?when=hour",
     "?when=2020-01-31",
     "?tenant={tenant}&outcome__exact=refused&when=week",
     "?q=%3C{middle}@x.example%3E",
     "?q=r{middle}@a.example",
+    "?q=second-r{middle}@a.example",
     "?q=Q{middle}",
 ]
 
@@ -425,6 +426,10 @@ def test_no_list_reads_the_whole_table(admin_client, make_credential, mail_host)
                 *(credential.server_id, other.server_id),
                 20_000,
             ],
+        )
+        cursor.execute(
+            "INSERT INTO mailpool_deliveryrecipient (record_id, address) "
+            "SELECT id, 'second-' || recipient FROM mailpool_deliveryrecord"
         )
         cursor.execute("ANALYZE mailpool_deliveryrecord, mailpool_deliveryrecipient")
     names = {
