@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from django.core.cache import cache
@@ -16,7 +17,7 @@ from django.utils.translation import get_language, gettext
 
 from mailpool import __version__, conf
 from mailpool.attention import Attention, attention
-from mailpool.dashboard import SPANS, Group, Sessions, Traffic, sessions, traffic
+from mailpool.dashboard import SPANS, Group, Sessions, Span, Traffic, sessions, traffic
 from mailpool.models import Credential, MailServer
 
 DEFAULT_SPAN = "24h"
@@ -115,6 +116,11 @@ def _cached(name: str, make: Callable[[], Found]) -> Found:
     return found
 
 
+def _figures(span: Span) -> Traffic | str:
+    """The figures of *span*, or that there are too many records for them."""
+    return traffic(span) or "too many"
+
+
 def _traffic(request: HttpRequest) -> dict[str, Any]:
     """The chosen span's figures, or those of the longest one that is not too much."""
     chosen = SPANS.get(request.GET.get("span", ""), SPANS[DEFAULT_SPAN])
@@ -123,7 +129,7 @@ def _traffic(request: HttpRequest) -> dict[str, Any]:
         if span.step * span.count > chosen.step * chosen.count:
             continue
         # Also that there are too many is worth remembering; None is not remembered.
-        found = _cached(f"traffic:{span.key}", lambda span=span: traffic(span) or "too many")
+        found = _cached(f"traffic:{span.key}", partial(_figures, span))
         if found != "too many":
             break
     shown = found if isinstance(found, Traffic) else None

@@ -20,7 +20,7 @@ from mailpool import ownership
 from mailpool.delivery import session_params
 from mailpool.exceptions import NoRoute
 from mailpool.guard import Guard
-from mailpool.models import Credential, MailServer, Sender
+from mailpool.models import Credential, DeliveryRecord, MailServer, Sender
 
 if settings.MAILPOOL_TENANT_MODEL == "mailpool.Tenant":
     pytest.skip("needs --ds=tests.settings_swapped", allow_module_level=True)
@@ -54,6 +54,22 @@ def test_shops_are_tenants(shop, credential, mailpool_outbox):
         send_mail("hello", "text", "x@example.com", ["a@example.com"])
     assert [captured.tenant for captured in mailpool_outbox] == [shop] * 4
     assert credential.scope == str(shop.pk)
+
+
+def test_records_are_of_shops(shop, credential, mailpool_outbox, client):
+    with mailpool.use_tenant("acme"):
+        send_mail("hello", "text", "x@example.com", ["a@example.com"])
+    record = DeliveryRecord.objects.get()
+    assert (record.tenant, record.tenant_name) == (shop, "acme")
+    client.force_login(get_user_model().objects.create_superuser("root", password="x"))
+    page = client.get(f"/admin/mailpool/deliveryrecord/?tenant={shop.pk}")
+    assert page.context["cl"].result_list == [record]
+    assert (
+        f"?tenant={shop.pk}"
+        in client.get(f"/admin/swapped/shop/{shop.pk}/change/").content.decode()
+    )
+    shop.delete()
+    assert DeliveryRecord.objects.get() == record
 
 
 def test_a_key_that_no_shop_can_have_is_no_route(shop, credential, mailpool_outbox):
