@@ -158,6 +158,21 @@ def test_whatever_a_server_says_can_be_stored(make_credential, text):
     assert DeliveryRecord.objects.get().outcome in ("refused", "failed")
 
 
+def test_an_interruption_records_nothing_twice(mail_host, make_credential):
+    make_credential(mail_host, "bob")
+
+    def interrupt(**kwargs):
+        raise KeyboardInterrupt
+
+    signals.message_sent.connect(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            send(message(), message(), message())
+    finally:
+        signals.message_sent.disconnect(interrupt)
+    assert DeliveryRecord.objects.count() == len(mail_host.delivered) == 3
+
+
 # A record that can't be written
 
 
@@ -402,6 +417,8 @@ QUERIES = [
     "?outcome__exact=unknown",
     "?code=250",
     "?code=550",
+    "?code=599",
+    "?outcome__exact=failed",
     "?when=hour",
     "?when=2020-01-31",
     "?tenant={tenant}&outcome__exact=refused&when=week",
