@@ -1,8 +1,12 @@
-"""System checks: what can be seen to be wrong before the first message, each with its cure."""
+"""System checks: what can be seen to be wrong before the first message, each with its cure.
+
+No message repeats a value: it may be a key or a password that was put into the wrong place.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -31,6 +35,8 @@ BACKEND = "mailpool.backends.EmailBackend"
 MIDDLEWARE = "mailpool.middleware.TenantMiddleware"
 
 _OPTIONS = {"tenant", "fail_silently", "deadline", "keep_order"}
+
+_NAME = re.compile("[A-Za-z_]{1,40}")
 
 _GENERATE = "Make one with 'manage.py mailpool_generate_key'."
 
@@ -68,7 +74,9 @@ def _unknown_names(value: dict[Any, Any]) -> Iterator[CheckMessage]:
         if name not in conf.DEFAULTS:
             close = get_close_matches(str(name).upper(), conf.DEFAULTS, 1)
             meant = f"Did you mean {close[0]!r}?" if close else "See the settings reference."
-            yield Error(f"MAILPOOL has no setting {name!r}.", hint=meant, id="mailpool.E002")
+            # What is not written like a name may be anything.
+            which = repr(name) if _NAME.fullmatch(str(name)) else "of one of the names in it"
+            yield Error(f"MAILPOOL has no setting {which}.", hint=meant, id="mailpool.E002")
 
 
 def _numbers(value: dict[Any, Any]) -> Iterator[CheckMessage]:
@@ -91,15 +99,15 @@ def _numbers(value: dict[Any, Any]) -> Iterator[CheckMessage]:
         ):
             what = "a whole number" if kinds is int else "a number of seconds"
             yield Error(
-                f"MAILPOOL[{name!r}] is {given!r}.",
+                f"MAILPOOL[{name!r}] is not {what} that can be used.",
                 hint=f"It must be {what}, at least {least}.",
                 id="mailpool.E003",
             )
     for name in ("KEEP_ORDER", "REPORT_CONNECTIONS"):
         if not isinstance(conf.get(name), bool):
             yield Error(
-                f"MAILPOOL[{name!r}] is {conf.get(name)!r}.",
-                hint="It must be True or False.",
+                f"MAILPOOL[{name!r}] is neither True nor False.",
+                hint="It must be one of them.",
                 id="mailpool.E003",
             )
     hostname = conf.get("EHLO_HOSTNAME")
@@ -131,14 +139,25 @@ def _is_host_name(text: str) -> bool:
 def _site() -> Iterator[CheckMessage]:
     name = conf.get("SITE")
     longest = SiteMarker._meta.get_field("name").max_length or 0
-    if name is None or (isinstance(name, str) and 0 < len(name.strip()) <= longest):
+    if name is None:
+        return
+    fits = isinstance(name, str) and 0 < len(name.strip()) <= longest
+    if fits and not _is_key(name):  # which would be written into the database
         return
     yield Error(
-        f"MAILPOOL['SITE'] is {name!r}.",
+        "MAILPOOL['SITE'] is an encryption key." if fits else "MAILPOOL['SITE'] is not a name.",
         hint=f"Name this installation in up to {longest} characters, such as 'production', or "
         "leave the setting out.",
         id="mailpool.E009",
     )
+
+
+def _is_key(text: str) -> bool:
+    try:
+        parse_key(text.strip())
+    except ValueError:
+        return False
+    return True
 
 
 def _tenants() -> Iterator[CheckMessage]:
@@ -147,7 +166,7 @@ def _tenants() -> Iterator[CheckMessage]:
         model = apps.get_model(label)
     except (LookupError, ValueError, AttributeError):
         yield Error(
-            f"{conf.TENANT_MODEL_SETTING} is {label!r}, which is no installed model.",
+            f"{conf.TENANT_MODEL_SETTING} is no installed model.",
             hint="Write it as 'app_label.ModelName', with the app in INSTALLED_APPS.",
             id="mailpool.E005",
         )
@@ -159,13 +178,14 @@ def _tenants() -> Iterator[CheckMessage]:
         field = None
     if not isinstance(field, (CharField, TextField)):
         yield Error(
-            f"{label} has no text field {name!r}, by which tenants are found.",
+            f"{model._meta.label} has no text field of the name in MAILPOOL['TENANT_SLUG_FIELD'], "
+            "by which tenants are found.",
             hint="Name a unique text field of it in MAILPOOL['TENANT_SLUG_FIELD'].",
             id="mailpool.E006",
         )
     elif not field.unique:
         yield Warning(
-            f"{label}.{name}, by which tenants are found, is not unique.",
+            f"{model._meta.label}.{field.name}, by which tenants are found, is not unique.",
             hint="Mail of a slug that two tenants have is not sent. Make the field unique, or name "
             "another one in MAILPOOL['TENANT_SLUG_FIELD'].",
             id="mailpool.W003",
@@ -187,14 +207,14 @@ def _request_tenant() -> Iterator[CheckMessage]:
         function = import_string(path)
     except (ImportError, AttributeError, TypeError) as error:
         yield Error(
-            f"MAILPOOL['REQUEST_TENANT'] is {path!r}, which can't be imported: {error}.",
+            f"MAILPOOL['REQUEST_TENANT'] can't be imported: {type(error).__name__}.",
             hint="Write the dotted path of a function, such as 'shop.tenants.of_request'.",
             id="mailpool.E007",
         )
         return
     if not callable(function):
         yield Error(
-            f"MAILPOOL['REQUEST_TENANT'] names {path!r}, which can't be called.",
+            "MAILPOOL['REQUEST_TENANT'] names something that can't be called.",
             hint="Name a function that gets the request and returns a tenant, a slug or None.",
             id="mailpool.E007",
         )
@@ -214,7 +234,7 @@ def _tenant_servers() -> Iterator[CheckMessage]:
         given = conf.get(name)
         try:
             if not isinstance(given, (list, tuple)):
-                raise ValueError(f"{given!r} is not a list")
+                raise ValueError("it is not a list")
             Guard(**{option: tuple(given)})
         except ValueError as error:
             yield Error(
@@ -239,8 +259,8 @@ def _ownership() -> Iterator[CheckMessage]:
     given = conf.get("VERIFY_SENDERS")
     if not isinstance(given, bool):
         yield Error(
-            f"MAILPOOL['VERIFY_SENDERS'] is {given!r}.",
-            hint="It must be True or False.",
+            "MAILPOOL['VERIFY_SENDERS'] is neither True nor False.",
+            hint="It must be one of them.",
             id="mailpool.E003",
         )
     try:
@@ -469,14 +489,14 @@ def _options(alias: str, options: dict[str, Any]) -> Iterator[CheckMessage]:
     deadline = options.get("deadline")
     if deadline is not None and not (conf.is_seconds(deadline) and 0 < deadline < float("inf")):
         yield Error(
-            f"The deadline of MAILERS[{alias!r}] is {deadline!r}.",
+            f"The deadline of MAILERS[{alias!r}] is not a time that can be used.",
             hint="It must be a number of seconds above 0.",
             id="mailpool.E023",
         )
     if options.get("keep_order") not in (None, True, False):
         yield Error(
-            f"keep_order of MAILERS[{alias!r}] is {options['keep_order']!r}.",
-            hint="It must be True or False.",
+            f"keep_order of MAILERS[{alias!r}] is neither True nor False.",
+            hint="It must be one of them.",
             id="mailpool.E023",
         )
 

@@ -57,7 +57,7 @@ def tenant_model() -> str:
     label = getattr(settings, TENANT_MODEL_SETTING, DEFAULT_TENANT_MODEL)
     if not isinstance(label, str) or not re.fullmatch(r"\w+\.\w+", label):
         raise ImproperlyConfigured(
-            f"{TENANT_MODEL_SETTING} is {label!r}. Write it as 'app_label.ModelName'."
+            f"{TENANT_MODEL_SETTING} is not the name of a model. Write it as 'app_label.ModelName'."
         )
     return label
 
@@ -73,8 +73,8 @@ def require_tenant_model() -> None:
         apps.get_model(label, require_ready=False)
     except LookupError:
         raise ImproperlyConfigured(
-            f"{TENANT_MODEL_SETTING} is {label!r}, which is no installed model. Write it as "
-            "'app_label.ModelName', with the app in INSTALLED_APPS."
+            f"{TENANT_MODEL_SETTING} is no installed model. Write it as 'app_label.ModelName', "
+            "with the app in INSTALLED_APPS."
         ) from None
 
 
@@ -143,7 +143,7 @@ def sender_dns_servers() -> list[tuple[str, int]] | None:
         return [_name_server(str(each)) for each in given]
     except (TypeError, ValueError):
         raise ImproperlyConfigured(
-            f"MAILPOOL['SENDER_DNS_SERVERS'] is {given!r}. Write a list of addresses, such as "
+            "MAILPOOL['SENDER_DNS_SERVERS'] can't be used. Write a list of addresses, such as "
             "['192.0.2.53'], with a port if it is not 53: '192.0.2.53:5353', '[2001:db8::53]:5353'."
         ) from None
 
@@ -199,7 +199,7 @@ def tenant_verify_rate() -> tuple[int, int] | None:
     count, _, period = str(given).partition("/")
     if not re.fullmatch(r"[1-9][0-9]{0,8}", count) or period not in _PERIODS:
         raise ImproperlyConfigured(
-            f"MAILPOOL['TENANT_VERIFY_RATE'] is {given!r}. Write it like '10/hour' (or /minute, "
+            "MAILPOOL['TENANT_VERIFY_RATE'] can't be used. Write it like '10/hour' (or /minute, "
             "/day), or None for no limit."
         )
     return int(count), _PERIODS[period]

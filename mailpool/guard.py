@@ -70,18 +70,23 @@ def why_not_public(address: str) -> str:
 class Guard:
     """Lets connections through to public addresses and to *networks* (CIDR), on *ports* only.
 
-    ``ValueError`` for what is no network or no port.
+    ``ValueError`` for what is no network or no port; it says which one, and not what it is.
     """
 
     networks: tuple[str, ...] = ()
     ports: tuple[int, ...] = MAIL_PORTS
 
     def __post_init__(self) -> None:
-        for network in self.networks:
-            _network(network)
-        for port in self.ports:
+        for number, network in enumerate(self.networks, start=1):
+            try:
+                _network(network)
+            except ValueError:
+                raise ValueError(
+                    f"number {number} is not a network such as '10.1.0.0/16'"
+                ) from None
+        for number, port in enumerate(self.ports, start=1):
             if type(port) is not int or not 1 <= port <= 65535:
-                raise ValueError(f"{port!r} is not a port, a whole number from 1 to 65535")
+                raise ValueError(f"number {number} is not a port, a whole number from 1 to 65535")
 
     def check(self, host: str, port: int, addresses: Iterable[str]) -> None:
         """Raise ``ServerNotAllowed`` unless *port* and each of the *addresses* of *host* will do.
@@ -135,5 +140,5 @@ def _parse(address: str) -> _Address:
 
 def _network(text: object) -> _Network:
     if not isinstance(text, str):  # a number would be read as an address
-        raise ValueError(f"{text!r} is not a network such as '10.1.0.0/16'")
+        raise ValueError("not a text")
     return ipaddress.ip_network(text)

@@ -38,7 +38,7 @@ class TenantMiddleware:
             self.tenant_of: Callable[[HttpRequest], Any] = import_string(path)
         except ImportError as error:
             raise ImproperlyConfigured(
-                f"MAILPOOL['REQUEST_TENANT'] names {path!r}, which can't be imported: {error}."
+                f"MAILPOOL['REQUEST_TENANT'] can't be imported: {type(error).__name__}."
             ) from error
         self.is_async = iscoroutinefunction(get_response)
         if self.is_async:

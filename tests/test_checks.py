@@ -7,9 +7,20 @@ import sys
 
 import pytest
 from django.core import checks, mail
+from django.core.exceptions import ImproperlyConfigured, MiddlewareNotUsed
 from django.db import connection
 
-from mailpool.checks import BACKEND, MIDDLEWARE, check_backend, check_stored_secrets
+from mailpool import conf
+from mailpool.checks import (
+    BACKEND,
+    MIDDLEWARE,
+    check_backend,
+    check_keys,
+    check_provided_keys,
+    check_settings,
+    check_stored_secrets,
+)
+from mailpool.middleware import TenantMiddleware
 from mailpool.vault import generate_key
 from tests.factories import CredentialFactory
 
@@ -244,3 +255,47 @@ def test_tenant_model_that_is_none_in_a_process_of_its_own(model, tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert "ImproperlyConfigured: MAILPOOL_TENANT_MODEL is" in last
     assert "'app_label.ModelName'" in last
+
+
+MISPLACED = [KEY, [KEY], {KEY: KEY}]
+
+
+def told_of(read):
+    """What *read* says of a setting that it can't use."""
+    try:
+        read()
+    except (ImproperlyConfigured, MiddlewareNotUsed) as error:
+        return str(error)
+    except (TypeError, AttributeError):
+        return ""  # of a type that the checks report
+    return ""
+
+
+@pytest.mark.parametrize("value", MISPLACED, ids=["value", "list", "dictionary"])
+@pytest.mark.parametrize("setting", [*conf.DEFAULTS, pytest.param(KEY, id="a name")])
+def test_a_key_in_the_wrong_place_is_not_repeated(settings, setting, value):
+    """Checks are printed by every command, and go into the logs of what starts them."""
+    settings.MAILPOOL = {**settings.MAILPOOL, setting: value}
+    found = [*check_settings(), *check_keys(), *check_provided_keys()]
+    assert bool(found) != (setting == "ENCRYPTION_KEYS" and value == [KEY])
+    told = "".join(f"{message.msg} {message.hint}" for message in found)
+    readers = [conf.tenant_guard, conf.sender_dns_servers, conf.tenant_verify_rate]
+    told += "".join(map(told_of, [*readers, lambda: TenantMiddleware(lambda request: None)]))
+    assert KEY[:10] not in told
+
+
+def test_nor_is_one_in_the_name_of_the_tenant_model(settings):
+    settings.MAILPOOL_TENANT_MODEL = KEY
+    (message,) = check_settings()
+    assert KEY[:10] not in message.msg + message.hint
+    settings.MAILPOOL_TENANT_MODEL = "word.word"
+    assert "word" not in told_of(conf.require_tenant_model)
+    assert "installed model" in told_of(conf.require_tenant_model)
+
+
+@pytest.mark.skipif(not HAS_MAILERS, reason="MAILERS came with Django 6.1")
+@pytest.mark.parametrize("option", ["deadline", "keep_order"])
+def test_nor_is_one_in_the_options(settings, option):
+    settings.MAILERS = {"default": {"BACKEND": BACKEND, "OPTIONS": {option: KEY}}}
+    (message,) = check_backend(None)
+    assert KEY[:10] not in message.msg + message.hint
