@@ -179,7 +179,7 @@ def metrics_options() -> dict[str, bool] | None:
         or not all(isinstance(value, bool) for value in options.values())
     ):
         raise ImproperlyConfigured(
-            f"MAILPOOL['METRICS'] is {given!r}. Write True, or options such as "
+            "MAILPOOL['METRICS'] can't be used. Write True, or options such as "
             "{'by_tenant': True, 'database': True}."
         )
     return dict(options)
