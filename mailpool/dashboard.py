@@ -52,6 +52,10 @@ class Span:
     count: int
 
     @property
+    def length(self) -> timedelta:
+        return self.step * self.count
+
+    @property
     def width(self) -> timedelta:
         """What records are counted by: steps, and hours of which days are made up."""
         return min(self.step, HOUR)
@@ -188,18 +192,18 @@ class Row(NamedTuple):
     outcome: str
     reused: bool
     speed: float
-    count: int  # type: ignore[assignment]  # a tuple has a method of that name
+    messages: int
 
 
 def _step(label: str, rows: Iterable[Row]) -> Step:
     messages = sent = reused = 0
     speeds: Counter[int] = Counter()
     for row in rows:
-        messages += row.count
+        messages += row.messages
         if row.outcome == Outcome.SENT:
-            sent += row.count
-            reused += row.count if row.reused else 0
-            speeds[int(row.speed)] += row.count
+            sent += row.messages
+            reused += row.messages if row.reused else 0
+            speeds[int(row.speed)] += row.messages
     p50, p95 = percentile(speeds, 0.5), percentile(speeds, 0.95)
     return Step(label, messages, messages - sent, sent, reused, p50, p95)
 

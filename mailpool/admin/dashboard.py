@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 from django.core.cache import cache
@@ -116,32 +115,28 @@ def _cached(name: str, make: Callable[[], Found]) -> Found:
     return found
 
 
-def _figures(span: Span) -> Traffic | str:
-    """The figures of *span*, or that there are too many records for them."""
-    return traffic(span) or "too many"
-
-
 def _traffic(request: HttpRequest) -> dict[str, Any]:
     """The chosen span's figures, or those of the longest one that is not too much."""
     chosen = SPANS.get(request.GET.get("span", ""), SPANS[DEFAULT_SPAN])
-    found, span = None, chosen
-    for span in reversed(list(SPANS.values())):
-        if span.step * span.count > chosen.step * chosen.count:
-            continue
-        # Also that there are too many is worth remembering; None is not remembered.
-        found = _cached(f"traffic:{span.key}", partial(_figures, span))
-        if found != "too many":
-            break
-    shown = found if isinstance(found, Traffic) else None
-    plots = _plots(request, shown) if shown and shown.total.messages else []
+    span, found = chosen, _counted(chosen)
+    for shorter in reversed(list(SPANS.values())):
+        if found is None and shorter.length < chosen.length:
+            span, found = shorter, _counted(shorter)
+    plots = _plots(request, found) if found and found.total.messages else []
     return {
-        "traffic": shown,
+        "traffic": found,
         "span": span,
-        "too_much": "" if span is chosen and shown else chosen.label,
-        "spans": [(each, each is (span if shown else chosen)) for each in SPANS.values()],
+        "too_much": "" if span is chosen and found else chosen.label,
+        "spans": [(each, each is span) for each in SPANS.values()],
         "plots": plots,
         "figures": {plot.key: plot.as_json() for plot in plots},
     }
+
+
+def _counted(span: Span) -> Traffic | None:
+    # That there is too much to count is worth remembering as well.
+    (found,) = _cached(f"traffic:{span.key}", lambda: (traffic(span),))
+    return found
 
 
 def _plots(request: HttpRequest, found: Traffic) -> list[Plot]:
