@@ -41,6 +41,9 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
 ]
+if django.VERSION >= (6, 0):
+    # Without effect but for tests that set SECURE_CSP.
+    MIDDLEWARE += ["django.middleware.csp.ContentSecurityPolicyMiddleware"]
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",

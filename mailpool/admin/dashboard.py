@@ -64,6 +64,7 @@ class Plot:
             "bars": self.bars,
             "unit": self.unit,
             "labels": list(self.labels),
+            "time": gettext("Time"),
             "series": series,
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django import forms
 from django.contrib import admin
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
@@ -103,6 +104,13 @@ class MailServerAdmin(
 
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
         return (*super().get_search_fields(request), f"tenant__{conf.get('TENANT_SLUG_FIELD')}")
+
+    def get_changelist_form(self, request: HttpRequest, **kwargs: Any) -> Any:
+        # The list's own header is no label for screen readers.
+        label = MailServer._meta.get_field("maintain_connection").verbose_name
+        widget = forms.CheckboxInput(attrs={"aria-label": label})
+        kwargs.setdefault("widgets", {"maintain_connection": widget})
+        return super().get_changelist_form(request, **kwargs)
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> list[Any]:
         # A form with a hundred accounts is too large to be sent; the page links to the list then.

@@ -26,7 +26,7 @@
             return {
                 label: each.name,
                 stroke,
-                width: 2,
+                width: figure.bars ? 0 : 2,
                 // Not by colour alone.
                 dash: number % 3 ? [4 * (number % 3), 3] : undefined,
                 fill: figure.bars ? stroke : undefined,
@@ -53,13 +53,12 @@
                 {
                     ...axis,
                     size: 64,
-                    incrs: [1, 2, 5, 10, 20, 50].flatMap((step) => [step]).concat(
-                        Array.from({ length: 24 }, (none, n) => [1, 2, 5][n % 3] * 10 ** (2 + Math.floor(n / 3))),
-                    ),
+                    // No parts of messages nor of milliseconds.
+                    incrs: Array.from({ length: 30 }, (none, n) => [1, 2, 5][n % 3] * 10 ** Math.floor(n / 3)),
                     values: (plot, at) => at.map(shown),
                 },
             ],
-            series: [{ label: data.dataset.time || "", value: (plot, at) => figure.labels[at] ?? "" }, ...series],
+            series: [{ label: figure.time, value: (plot, at) => figure.labels[at] ?? "" }, ...series],
         };
     }
 
