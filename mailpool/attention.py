@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from django.db.models import Count, F, OuterRef, Subquery, Sum
@@ -26,7 +26,12 @@ EXPIRES_SOON = timedelta(days=30)
 
 # A single failure may be the recipient's fault.
 FAILURES = 2
-# The part of a provider's limit from which on it is near.
+# What providers take of one login, in recipients a day; and the part from which on that is near.
+LIMITS = {
+    preset.host: preset.recipients_per_day.value
+    for preset in SERVER_PRESETS.values()
+    if preset.recipients_per_day is not None
+}
 NEAR = 0.8
 
 
@@ -96,12 +101,12 @@ def _oauth_trouble(credential: Credential) -> tuple[str, str] | None:
 
 
 def attention(*, with_records: bool) -> Attention:
-    """What active credentials need: one query, and four more at most *with_records*."""
+    """What active credentials need: one query, and three more *with_records*."""
     rows = list(_active().order_by("-needs_attention_since", "pk")[: EXAMINED_AT_MOST + 1])
     found = [_problem(row, *trouble(row, EXPIRES_SOON)) for row in rows[:EXAMINED_AT_MOST]]
     problems = [each for each in found if each.reason]
     if with_records:
-        problems += [*_failing(), *_near_limit()]
+        problems += _by_records()
     return Attention(
         tuple(problems[:SHOWN_AT_MOST]),
         max(0, len(problems) - SHOWN_AT_MOST),
@@ -121,54 +126,51 @@ def _problem(row: Credential, short: str, reason: str, in_records: bool = False)
     return Problem(str(row.pk), *named, short, reason, tenant_id, in_records)
 
 
-def _failing() -> Iterable[Problem]:
-    """Those whose latest message failed, and not that one alone, within a day."""
-    recent = DeliveryRecord.objects.since(_a_day_ago()).order_by()
-    failed = (
-        recent.exclude(outcome=Outcome.SENT)
+def _by_records() -> Iterable[Problem]:
+    """What the records of a day tell of credentials."""
+    failed, taken = _failures(), _recipients()
+    if not failed and not taken:
+        return
+    # By the index of servers: there is none of credentials.
+    own = _a_day().filter(server=OuterRef("server"), credential=OuterRef("pk")).order_by("-pk")
+    rows = _active().annotate(latest=Subquery(own.values("outcome")[:1]))
+    failing = gettext("The latest message failed; %(count)d failed within 24 hours.")
+    near = gettext("%(count)d recipients within 24 hours, and %(host)s takes %(limit)d a day.")
+    for row in rows.filter(pk__in={*failed, *taken}):
+        if row.pk in failed and row.latest not in (Outcome.SENT, None):
+            text = failing % {"count": failed[row.pk]}
+            yield _problem(row, gettext("failing"), text, True)
+        host, count = row.server.host, taken.get(row.pk, 0)
+        if host in LIMITS and count >= NEAR * LIMITS[host]:
+            text = near % {"count": count, "host": host, "limit": LIMITS[host]}
+            yield _problem(row, gettext("near the limit"), text, True)
+
+
+def _failures() -> dict[Any, int]:
+    """How many messages failed, of those credentials where it were the most."""
+    counts = (
+        _a_day()
+        .exclude(outcome=Outcome.SENT)
         .filter(credential__isnull=False)
         .values_list("credential")
         .annotate(count=Count("pk"))
         .filter(count__gte=FAILURES)
-        .order_by("-count")
     )
-    counts = dict(failed[: 5 * SHOWN_AT_MOST])
-    if not counts:
-        return
-    # By the index of servers: there is none of credentials.
-    own = recent.filter(server=OuterRef("server"), credential=OuterRef("pk")).order_by("-pk")
-    rows = _active().annotate(latest=Subquery(own.values("outcome")[:1]))
-    text = gettext("The latest message failed; %(count)d failed within 24 hours.")
-    for row in rows.filter(pk__in=counts).exclude(latest=Outcome.SENT):
-        if row.latest is not None:
-            yield _problem(row, gettext("failing"), text % {"count": counts[row.pk]}, True)
+    return dict(counts.order_by("-count")[: 5 * SHOWN_AT_MOST])
 
 
-def _near_limit() -> Iterable[Problem]:
-    """Those that have sent nearly as much as their provider lets them in a day."""
-    limits = {
-        preset.host: preset.recipients_per_day.value
-        for preset in SERVER_PRESETS.values()
-        if preset.host and preset.recipients_per_day
-    }
-    accepted = DeliveryRecord.objects.since(_a_day_ago()).exclude(outcome=Outcome.FAILED)
-    counts = dict(
-        accepted.order_by()
-        .filter(server__in=MailServer.objects.filter(host__in=limits))
+def _recipients() -> dict[Any, int]:
+    """How many recipients' mail was taken, of those credentials that a limit may be near for."""
+    counts = (
+        _a_day()
+        .exclude(outcome=Outcome.FAILED)
+        .filter(server__in=MailServer.objects.filter(host__in=LIMITS))
         .values_list("credential")
         .annotate(count=Sum(F("recipients") - F("refused")))
-        .filter(count__gte=NEAR * min(limits.values()))
-        .order_by("-count")[: 5 * SHOWN_AT_MOST]
+        .filter(count__gte=NEAR * min(LIMITS.values()))
     )
-    if not counts:
-        return
-    text = gettext("%(count)d recipients within 24 hours, and %(host)s takes %(limit)d a day.")
-    for row in _active().filter(pk__in=counts, server__host__in=limits):
-        host, count = row.server.host, counts[row.pk]
-        if count >= NEAR * limits[host]:
-            numbers = {"count": count, "host": host, "limit": limits[host]}
-            yield _problem(row, gettext("near the limit"), text % numbers, True)
+    return dict(counts.order_by("-count")[: 5 * SHOWN_AT_MOST])
 
 
-def _a_day_ago() -> datetime:
-    return timezone.now() - DAY
+def _a_day() -> Any:
+    return DeliveryRecord.objects.since(timezone.now() - DAY).order_by()

@@ -60,10 +60,10 @@ class Span:
         """What records are counted by: steps, and hours of which days are made up."""
         return min(self.step, HOUR)
 
-    def edges(self) -> list[datetime]:
+    def edges(self, now: datetime | None = None) -> list[datetime]:
         """The beginning of each step, in the reader's time zone; the last step is not over."""
         zone = timezone.get_current_timezone()
-        now = datetime.now(zone)
+        now = (now or datetime.now(UTC)).astimezone(zone)
         back = range(self.count - 1, -1, -1)
         if self.step > HOUR:
             days = [now.date() - n * self.step for n in back]
@@ -140,9 +140,9 @@ class Sessions:
     """Credentials' ids, and how many connections each has; the most first."""
 
 
-def traffic(span: Span) -> Traffic | None:
+def traffic(span: Span, now: datetime | None = None) -> Traffic | None:
     """The figures of *span* in six queries; ``None`` where there are too many records for that."""
-    edges = span.edges()
+    edges = span.edges(now)
     keys = [first_key(edge) for edge in edges]
     records = DeliveryRecord.objects.filter(pk__gte=keys[0]).order_by()
     if records.order_by("pk")[MOST_RECORDS : MOST_RECORDS + 1].values_list("pk"):

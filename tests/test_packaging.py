@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from hashlib import sha256
 from importlib.metadata import requires
 from importlib.resources import files
 
@@ -26,10 +27,28 @@ def test_everything_is_in_the_package():
         "py.typed",
         "templates/admin/mailpool/verify.html",
         "templates/mailpool/credential_form.html",
+        "templates/admin/mailpool/app_index.html",
         "static/mailpool/admin.css",
+        "static/mailpool/dashboard.js",
+        "static/mailpool/vendor/uplot/uPlot.iife.min.js",
         "migrations/0001_initial.py",
     ):
         assert package.joinpath(*name.split("/")).is_file(), name
+
+
+# SHA-256 of the files of uPlot 1.6.32, as its authors have published them.
+UPLOT = {
+    "uPlot.iife.min.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
+    "uPlot.min.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
+    "LICENSE": "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
+}
+
+
+def test_the_chart_library_is_what_was_published():
+    folder = files("mailpool").joinpath("static", "mailpool", "vendor", "uplot")
+    found = {each.name: sha256(each.read_bytes()).hexdigest() for each in folder.iterdir()}
+    assert found.pop("README.md")
+    assert found == UPLOT
 
 
 def test_few_dependencies():
