@@ -10,9 +10,12 @@ from mailpool.models import DeliveryRecord
 from mailpool.models.records import first_key
 
 
-def add_records(credential, count=1, *, ago=timedelta(), number=0, **values):
-    """*count* records of a credential's messages, so long ago. *number* tells groups apart."""
-    when = timezone.now() - ago
+def add_records(credential, count=1, *, ago=timedelta(), at=None, number=0, **values):
+    """*count* records of a credential's messages, so long ago or *at* a time.
+
+    *number* tells those of one moment apart.
+    """
+    when = at or timezone.now() - ago
     values = {"outcome": "sent", "recipients": 1, "sending": 100, **values}
     if credential is not None:
         values = {
