@@ -7,7 +7,7 @@ import binascii
 import hmac
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from smtplib import SMTPServerDisconnected
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ _SHORTEST_SECRET = 6
 _LONG_WORD = re.compile(rb"[\w.~+/=-]{16,}")
 
 Command = Callable[[bytes], Reply]
-Hide = Callable[[bytes], bytes]
+Hide = Callable[..., bytes]  # of a text and of what was said before it
 
 
 def _base64(data: bytes) -> SecretBytes:
@@ -158,10 +158,14 @@ def hiding(params: SessionParams) -> Hide:
 
     For all that the server says on a connection: it may repeat a login at any time, from another
     connection as well. A long part of the secret is hidden like the whole of it.
+
+    But not what stands in *said*, the messages and addresses that the server answers: servers
+    repeat these, too, and whoever chose them would learn from what is hidden whether they guessed
+    a secret, or the next character of one. It tells them nothing that they did not know.
     """
     secret = SecretBytes((params.access_token or params.password).encode())
     if not secret:
-        return bytes
+        return lambda text, said=(): text
     if params.access_token:
         messages = [_bearer_message(mechanism, params) for mechanism in BEARER_MECHANISMS]
     else:
@@ -172,13 +176,24 @@ def hiding(params: SessionParams) -> Hide:
     secrets = sorted((form for form in forms if len(form) >= _SHORTEST_SECRET), key=len)[::-1]
     all_of_them = SecretBytes(b"\n".join(secrets))
 
-    def hide_part(found: re.Match[bytes]) -> bytes:
-        word: bytes = found[0]
-        return b"(hidden)" if all_of_them.find(word) >= 0 else word
+    def hide(text: bytes, said: Sequence[bytes] = ()) -> bytes:
+        def hide_part(found: re.Match[bytes]) -> bytes:
+            word: bytes = found[0]
+            is_part = all_of_them.find(word) >= 0 and not _is_in(said, word)
+            return b"(hidden)" if is_part else word
 
-    def hide(text: bytes) -> bytes:
         for secret in secrets:
-            text = text.replace(secret, b"(hidden)")
+            if secret in text and not _is_in(said, secret):
+                text = text.replace(secret, b"(hidden)")
         return _LONG_WORD.sub(hide_part, text)
 
     return hide
+
+
+def _is_in(said: Sequence[bytes], word: bytes) -> bool:
+    """Whether *word* was said, in the way that a server may spell it that repeats it."""
+    return any(_plainly(word) in _plainly(each) for each in said)
+
+
+def _plainly(text: bytes) -> SecretBytes:
+    return SecretBytes(text.replace(b"\\", b"").lower())

@@ -46,6 +46,11 @@ class Envelope:
     def is_8bit(self) -> bool:
         return not self.content.isascii()
 
+    def said(self) -> tuple[bytes, bytes]:
+        """What a server may repeat of it: the addresses, and the content."""
+        addresses = "\n".join((self.sender, *self.recipients))
+        return addresses.encode("utf-8", "replace"), self.content
+
     def stuffed(self) -> bytes:
         """The content for DATA, dots at line starts doubled, without its last line end."""
         return _DOT_AT_LINE_START.sub(b"..", self.content).removesuffix(b"\r\n")

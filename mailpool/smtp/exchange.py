@@ -186,6 +186,8 @@ class Exchange:
         self._heard = self._wire.position
         self._content, self._ready = self._ready, None
         self._offered, self._ended = offered, None
+        turn = (self._content, offered)
+        self._wire.said = [part for each in turn if each for part in each.envelope.said()]
         steps: list[_Step] = []
         if self._content:
             steps.append(self._ending(self._content))

@@ -203,23 +203,24 @@ class Session:
         try:
             return Exchange(self, first, take).run()
         finally:
-            wire.deadline = None
+            wire.deadline, wire.said = None, ()  # messages are large, and sessions idle for long
 
     def try_sender(self, address: str) -> str:
         """Offer a sender without sending; the server's answer, or ``SMTPSenderRefused``."""
-        reply = self._command(b"MAIL FROM:<%b>" % address.encode())
+        reply = self._command(b"MAIL FROM:<%b>", address)
         if not reply.ok:
             raise SMTPSenderRefused(reply.code, reply.message, address)
         return reply.text
 
     def try_recipient(self, address: str) -> str:
         """Offer a recipient after a sender; the answer, or ``SMTPRecipientsRefused``."""
-        reply = self._command(b"RCPT TO:<%b>" % address.encode())
+        reply = self._command(b"RCPT TO:<%b>", address)
         if not reply.ok:
             raise SMTPRecipientsRefused({address: (reply.code, reply.message)})
         return reply.text
 
-    def _command(self, line: bytes) -> Reply:
-        wire = self.opened
-        wire.write(line + b"\r\n")
+    def _command(self, line: bytes, address: str) -> Reply:
+        wire, encoded = self.opened, address.encode()
+        wire.said = (encoded,)
+        wire.write(line % encoded + b"\r\n")
         return wire.read_reply()

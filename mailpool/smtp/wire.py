@@ -7,7 +7,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from smtplib import SMTPServerDisconnected
 
 from mailpool.smtp.reply import Reply
@@ -33,7 +33,7 @@ class Wire:
     *timeout* (seconds) is for a reply, and for the network to take a piece of what is written,
     where a call names no other. *clock* is a monotonic clock in seconds, *deadline* a time on it
     that no operation outlasts while it is set. *hide* takes out of what the peer says what must
-    not be passed on.
+    not be passed on; it is told what was *said* to the peer, which may repeat that.
     """
 
     def __init__(
@@ -44,12 +44,13 @@ class Wire:
         *,
         deadline: float | None = None,
         clock: Callable[[], float] = time.monotonic,
-        hide: Callable[[bytes], bytes] = bytes,
+        hide: Callable[[bytes, Sequence[bytes]], bytes] = lambda text, said: text,
     ) -> None:
         self.sock = sock
         self.address = address
         self.timeout = timeout
         self.deadline = deadline
+        self.said: Sequence[bytes] = ()  # messages and addresses that replies may be about
         self.sent = 0  # bytes that the network took; never fewer than the peer can have read
         self._heard_at = clock()  # when the latest reply came
         self._clock = clock
@@ -128,7 +129,7 @@ class Wire:
         start = self._next
         while True:
             end = self._line_end(start, until)
-            line = self._hide(bytes(self._buffer[start:end])).removesuffix(b"\r")
+            line = self._hide(bytes(self._buffer[start:end]), self.said).removesuffix(b"\r")
             match = _REPLY_LINE.fullmatch(line)
             if match is None or (code and match[1] != code) or len(lines) >= MAX_LINES:
                 raise NotSMTP(f"{self.address} answered {line[:80]!r}, which is not SMTP.")
@@ -164,7 +165,7 @@ class Wire:
             if not poller.poll(0) and not (self.tls and self.tls.pending()):
                 return None
             self.sock.settimeout(0)
-            data = self._hide(self.sock.recv(MAX_LINE))
+            data = self._hide(self.sock.recv(MAX_LINE), self.said)
         except (ssl.SSLWantReadError, BlockingIOError):
             return None  # tickets, nothing that was meant for us
         except (OSError, ValueError) as error:

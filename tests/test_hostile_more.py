@@ -1,0 +1,150 @@
+"""More of those who have a permission or a say somewhere, and want a secret by it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import smtplib
+
+import pytest
+from django.contrib.auth.models import Permission
+from django.core.mail import EmailMessage
+
+from mailpool import verification
+from mailpool.backends import EmailBackend
+from mailpool.models import Credential
+from mailpool.smtp import Envelope, Session, SessionParams
+from tests.factories import CredentialFactory, MailServerFactory
+from tests.scripted import ScriptedServer
+from tests.test_hostile_oauth import evil, log_in, staff  # noqa: F401
+from tests.test_oauth import client, connect, host, provider  # noqa: F401
+from tests.test_service_accounts import BOSS, client_of, delegate, key, pem  # noqa: F401
+from tests.test_transfer import table
+from tests.test_transfer_admin import IMPORT, upload
+
+pytestmark = pytest.mark.django_db
+
+PASSWORD = "Zx81-very.secret"
+
+
+@pytest.fixture
+def importer(staff):  # noqa: F811
+    """Staff who may import, change OAuth clients, and not where passwords go."""
+    staff.user.user_permissions.add(*Permission.objects.filter(codename__in=IMPORT))
+    return staff
+
+
+@pytest.mark.parametrize("kind", ["client_credentials", "service_account"])
+def test_no_import_takes_the_tokens_of_an_application_elsewhere(
+    importer,
+    log_in,  # noqa: F811
+    provider,  # noqa: F811
+    evil,  # noqa: F811
+    kind,
+):
+    credential = log_in(kind)
+    head = "tenant,server,host,port,security,username,kind,oauth_client"
+
+    def file(server, host="", port="", security=""):
+        row = (server, host, port, security, BOSS, kind, credential.oauth_client.name)
+        return table((credential.tenant.slug, *row), head=head)
+
+    # A server of theirs that is there, and one that comes with the file;
+    for text in (file(evil.name), file("Evil", "127.0.0.1", "2525", "starttls")):
+        response = upload(importer, text)
+        assert "addresses of mail servers" in response.content.decode()
+        upload(importer, text, response.context["token"])
+        assert not Credential.objects.filter(username=BOSS).exists()
+    assert provider.requests == []
+    # where the application's tokens go already, another mailbox needs no more.
+    text = file(credential.server.name)
+    assert upload(importer, text, upload(importer, text).context["token"]).status_code == 302
+    assert Credential.objects.get(username=BOSS).is_permitted
+
+
+# What is hidden of a server's words tells nobody whether they guessed
+
+
+@pytest.fixture
+def echoing():
+    with ScriptedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def robert(echoing):
+    return CredentialFactory(
+        tenant__slug="robert",
+        username="robert@example.com",
+        password=PASSWORD,
+        server=MailServerFactory(host="127.0.0.1", port=echoing.port, security="plain", timeout=5),
+    )
+
+
+@pytest.fixture
+def params(echoing):
+    return SessionParams(
+        credential_id="robert",
+        host="127.0.0.1",
+        port=echoing.port,
+        security="plain",
+        username="robert@example.com",
+        password=PASSWORD,
+        timeout=5,
+    )
+
+
+RIGHT = {
+    "all of it": PASSWORD,
+    "the next character": base64.b64encode(b"\0robert@example.com\0Zx81").decode(),
+    "in another case": base64.b64encode(PASSWORD.encode()).decode(),
+}
+
+
+@pytest.mark.parametrize("guess", RIGHT)
+@pytest.mark.parametrize("where", ["recipient", "sender", "content", "verification"])
+def test_nobody_finds_out_a_password_by_having_guesses_repeated(echoing, robert, where, guess):
+    right = RIGHT[guess]
+    chosen = right.swapcase() if guess == "in another case" else right
+    address = f"{chosen}@example.org"
+    step = {"recipient": "RCPT", "verification": "RCPT", "sender": "MAIL"}.get(where, "end of data")
+    echoing.when(step).says(f"550-5.1.1 nobody\r\n550 5.1.1 knows <{right}@example.org> here")
+    if where == "verification":
+        told = verification.verify_credential(robert, recipient=address).failure.detail
+    else:
+        mail = EmailMessage("hello", "text", "robert@example.com", ["a@example.com"])
+        mail.tenant = "robert"
+        if where == "recipient":
+            mail.to = [address]
+        elif where == "sender":
+            mail.from_email = address
+        else:
+            mail.body = f"https://{chosen}@example.org"
+        with contextlib.suppress(smtplib.SMTPException):
+            EmailBackend().send_messages([mail])
+        told = mail.mailpool_result.reply or str(mail.mailpool_result.error)
+    assert f"knows <{right}@example.org> here" in told
+
+
+def test_what_was_sent_is_hidden_again_when_the_next_one_is_answered(echoing, params):
+    echoing.when("MAIL", occurrence=2).says(f"550 5.7.1 you logged in with {PASSWORD}")
+    echoing.when("NOOP").says(f"421 4.4.2 bye, {PASSWORD}").then.closes()
+    session = Session.open(params)
+    content = f"Subject: hello\r\n\r\nhttps://{PASSWORD}.org".encode()
+    session.send(Envelope("robert@example.com", ("a@example.com",), content))
+    with pytest.raises(smtplib.SMTPSenderRefused, match="with .hidden."):
+        session.send(Envelope("robert@example.com", ("a@example.com",), b"Subject: hello"))
+    session.opened.write(b"NOOP\r\n")
+    echoing.catch_up(0)
+    assert not session.is_alive()
+    assert session.closed_because.endswith("bye, (hidden)'")
+
+
+def test_nor_is_it_kept_after_the_last_one(echoing, params):
+    echoing.when("NOOP").says(f"421 4.4.2 bye, {PASSWORD}").then.closes()
+    session = Session.open(params)
+    session.send(Envelope("robert@example.com", ("a@example.com",), PASSWORD.encode()))
+    session.opened.write(b"NOOP\r\n")
+    echoing.catch_up(0)
+    assert not session.is_alive()
+    assert session.closed_because.endswith("bye, (hidden)'")
