@@ -62,6 +62,17 @@ def test_no_import_takes_the_tokens_of_an_application_elsewhere(
     assert Credential.objects.get(username=BOSS).is_permitted
 
 
+def test_no_report_on_an_import_tells_whether_a_guess_is_right(importer):
+    bob = CredentialFactory(password=PASSWORD)
+    row = (bob.tenant.slug, bob.server.name, bob.username)
+    shown = []
+    for guess in (PASSWORD, "no idea"):
+        text = table((*row, guess), head="tenant,server,username,password")
+        items = upload(importer, text).context["plan"].items
+        shown.append([str(each) for item in items for each in item.differences])
+    assert shown == [["password: replaced"]] * 2
+
+
 # What is hidden of a server's words tells nobody whether they guessed
 
 

@@ -56,7 +56,8 @@ def test_a_file_is_looked_at_and_then_imported(staff):
     assert response.status_code == 302
     assert Credential.objects.get(tenant__slug="bob").password == SECRET
     assert set(AuditEntry.objects.values_list("actor", "way")) == {("alice", "admin")}
-    assert "nothing to import" in upload(client, table(BOB, MARY)).content.decode()
+    known = [(*row[:4], "", *row[5:]) for row in (BOB, MARY)]
+    assert "nothing to import" in upload(client, table(*known)).content.decode()
 
 
 def test_only_what_was_reported_on_is_imported(staff):

@@ -182,7 +182,7 @@ def _look(request: HttpRequest, upload: Any) -> tuple[Plan, str]:
         problems += [
             Problem(row.line, "oauth_client", text) for row in rows if "oauth_client" in row.cells
         ]
-    plan = transfer.make_plan(rows, problems)
+    plan = transfer.make_plan(rows, problems, compares_secrets=False)
     if not request.user.has_perm(MOVE):
         plan.problems += _first_of_their_client(plan)
     shown = [f"{item.title}\n{list(map(str, item.differences))}" for item in plan.items]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -11,6 +12,7 @@ from django.utils.translation import gettext as _
 
 from mailpool.exceptions import SecretError
 from mailpool.models import Credential, MailServer, OAuthClient, Sender
+from mailpool.models.secret_fields import secret_field
 from mailpool.secret import Secret
 from mailpool.transfer import sealing
 from mailpool.transfer.columns import ACCOUNT, SECRETS, SERVER, SITE, TENANT
@@ -127,14 +129,15 @@ def _secret(draft: Draft, item: Item, name: str, server: MailServer, slug: str) 
             return
     if not given:
         return
-    try:
-        stored = getattr(item.row, name)
-    except SecretError:
-        stored = None  # what does not open is replaced
-    if stored == given and not item.is_new:
-        return
+    field = secret_field(item.row, name)
+    is_there = not item.is_new and field.is_set(item.row)
+    if is_there and draft.compares_secrets:
+        with suppress(SecretError):  # what does not open is replaced
+            if field.open(item.row) == given:
+                return
     setattr(item.row, name, given)
-    item.note(name, "set" if stored == "" else "changed", None, name)
+    replaced = "changed" if draft.compares_secrets else "replaced"
+    item.note(name, replaced if is_there else "set", None, name)
 
 
 def _validate(draft: Draft, item: Item) -> None:

@@ -116,6 +116,7 @@ class Draft:
     """A plan that is being made."""
 
     private_key: X25519PrivateKey | None = None
+    compares_secrets: bool = True
     problems: list[Problem] = field(default_factory=list)
     said: dict[str, dict[Any, Said]] = field(
         default_factory=lambda: {record: {} for record in RECORDS}

@@ -45,17 +45,21 @@ def make_plan(
     problems: Sequence[Problem] = (),
     *,
     private_key: X25519PrivateKey | None = None,
+    compares_secrets: bool = True,
     create_only: bool = False,
     update_only: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan:
     """Compare *rows* with the database; *problems* are those that reading them has found.
 
+    A secret that is stored already is no difference; without *compares_secrets* each one is, so
+    that nobody finds out by a plan whether they guessed it.
+
     ``WrongSite`` where it is another site's. *progress* is called with the number of accounts that
     have been compared, and with how many there are.
     """
     marker.require_own()
-    draft = Draft(private_key, list(problems))
+    draft = Draft(private_key, compares_secrets, list(problems))
     draft.gather(rows)
     plan_tenants(draft)
     plan_servers(draft)
