@@ -14,6 +14,8 @@ from mailpool import verification
 from mailpool.backends import EmailBackend
 from mailpool.models import Credential
 from mailpool.smtp import Envelope, Session, SessionParams
+from mailpool.transfer import UnusableFile, files, read
+from mailpool.transfer.columns import columns
 from tests.factories import CredentialFactory, MailServerFactory
 from tests.scripted import ScriptedServer
 from tests.test_hostile_oauth import evil, log_in, staff  # noqa: F401
@@ -45,8 +47,8 @@ def test_no_import_takes_the_tokens_of_an_application_elsewhere(
     credential = log_in(kind)
     head = "tenant,server,host,port,security,username,kind,oauth_client"
 
-    def file(server, host="", port="", security=""):
-        row = (server, host, port, security, BOSS, kind, credential.oauth_client.name)
+    def file(server, address="", port="", security=""):
+        row = (server, address, port, security, BOSS, kind, credential.oauth_client.name)
         return table((credential.tenant.slug, *row), head=head)
 
     # A server of theirs that is there, and one that comes with the file;
@@ -71,6 +73,39 @@ def test_no_report_on_an_import_tells_whether_a_guess_is_right(importer):
         items = upload(importer, text).context["plan"].items
         shown.append([str(each) for item in items for each in item.differences])
     assert shown == [["password: replaced"]] * 2
+
+
+def test_a_file_without_a_head_is_not_repeated_for_one():
+    text = f"bob,Main,smtp.example.com,bob,{PASSWORD},active\n"
+    with pytest.raises(UnusableFile, match="has to name the columns") as caught:
+        read(text.encode(), "csv")
+    assert "zx81" not in str(caught.value).lower()
+    assert len(caught.value.problems) == 1
+
+
+FLOODS = {
+    "columns": (b"a," * 1_000_000, "csv"),
+    "good columns": (b"tenant," * 1_000_000, "csv"),
+    "rows": (b"tenant,server\n" + b"a\n" * 100_000, "csv"),
+    "elements": (b"[" + b"1," * 100_000 + b"1]", "json"),
+    "names": (b'[{"tenant": 1' + b"".join(b',"%d":1' % n for n in range(100_000)) + b"}]", "json"),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_what_is_wrong_is_reported_so_often_and_no_more(flood):
+    """Without a limit these take minutes, and gigabytes."""
+    problems = []
+    try:
+        _, problems = read(*FLOODS[flood])
+    except UnusableFile as error:
+        problems = error.problems
+    assert 1 <= len(problems) <= files.MAX_PROBLEMS + 1
+
+
+def test_quotes_without_an_end_are_looked_for_once():
+    with pytest.raises(ValueError, match="addresses"):
+        columns()["senders"].parse('"' + '\\"' * 60_000)
 
 
 # What is hidden of a server's words tells nobody whether they guessed
@@ -143,7 +178,7 @@ def test_what_was_sent_is_hidden_again_when_the_next_one_is_answered(echoing, pa
     session = Session.open(params)
     content = f"Subject: hello\r\n\r\nhttps://{PASSWORD}.org".encode()
     session.send(Envelope("robert@example.com", ("a@example.com",), content))
-    with pytest.raises(smtplib.SMTPSenderRefused, match="with .hidden."):
+    with pytest.raises(smtplib.SMTPSenderRefused, match=r"with .hidden."):
         session.send(Envelope("robert@example.com", ("a@example.com",), b"Subject: hello"))
     session.opened.write(b"NOOP\r\n")
     echoing.catch_up(0)

@@ -84,7 +84,7 @@ def test_every_error_is_on_the_page_and_nothing_is_imported(staff):
     upload(client, content, response.context["token"])
     assert not Tenant.objects.exists()
     assert "This is not UTF-8" not in text
-    assert "There is no such column" in upload(client, "a,b\n1,2\n").content.decode()
+    assert "There is no such column" in upload(client, "tenant,b\n1,2\n").content.decode()
 
 
 def test_the_file_is_neither_on_the_disk_nor_in_the_session(staff, monkeypatch, settings):

@@ -32,7 +32,7 @@ from mailpool.secrecy import hide_submitted
 from mailpool.secret import SecretBytes
 from mailpool.transfer import Plan, Problem, UnusableFile
 from mailpool.transfer.columns import owns_tenants
-from mailpool.transfer.files import FORMATS
+from mailpool.transfer.files import FORMATS, MAX_PROBLEMS
 
 # What a browser may upload; larger files are the command's.
 MAX_BYTES = 10 * 1024 * 1024
@@ -107,6 +107,7 @@ class TransferPage(SecretiveAdmin):
                     if not plan.problems:
                         return self._done(request, len(written))
                 context |= {"plan": plan, "token": token, "is_other": bool(seen)}
+                context["problems"] = plan.problems[:MAX_PROBLEMS]
                 context |= {"items": plan.usable[:SHOWN], "more": len(plan.usable[SHOWN:])}
         request.current_app = self.admin_site.name
         context |= {

@@ -29,8 +29,9 @@ SEALED = {f"sealed_{name}": name for name in SECRETS}
 
 _YES, _NO = {"yes", "true", "on", "1"}, {"no", "false", "off", "0"}
 
-# An address, of which a quoted part may have blanks.
-_ADDRESS = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^\s,;"])+')
+# An address, of which a quoted part may have blanks. With a limit, for quotes without an end would
+# be looked for again and again.
+_ADDRESS = re.compile(r'(?:"(?:\\.|[^"\\]){0,64}"|[^\s,;"])+')
 
 
 @dataclass(frozen=True)

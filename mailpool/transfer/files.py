@@ -19,6 +19,7 @@ from mailpool.transfer.problems import Problem, RowNumber, UnusableFile
 FORMATS = ("csv", "json")
 MAX_BYTES = 64 * 1024 * 1024
 MAX_ROWS = 100_000
+MAX_PROBLEMS = 1000  # so many are reported; who has more has another file in hand
 
 # Spreadsheets take a cell that begins like this for a formula, and run it. (OWASP, CSV injection)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -127,7 +128,7 @@ def _read_csv(text: str, problems: list[Problem]) -> Iterator[Row]:
                     "There are %(found)d cells and %(head)d columns. Look for a separator too "
                     "many or too few, or one that needs quotes around its cell."
                 )
-                problems.append(Problem(line, "", advice % counts))
+                _report(problems, [Problem(line, "", advice % counts)])
                 continue
             named = zip(head, cells, strict=True)
             yield _row(line, {name: _uncell(name, cell) for name, cell in named if cell.strip()})
@@ -154,7 +155,20 @@ def _row(line: int, cells: dict[str, Any]) -> Row:
     return Row(line, cells)
 
 
+def _report(problems: list[Problem], found: Sequence[Problem]) -> None:
+    problems += found
+    if len(problems) > MAX_PROBLEMS:
+        text = _("There are more than %(n)d problems. Is this the right file?")
+        end = Problem(problems[MAX_PROBLEMS].line, "", text % {"n": MAX_PROBLEMS})
+        raise UnusableFile([*problems[:MAX_PROBLEMS], end])
+
+
 def _check_head(head: Sequence[str]) -> None:
+    # Where it is none it is a row of data, perhaps with a password. Nothing of it is repeated.
+    known = columns()
+    if len(head) > 2 * len(known) or sum(name in known for name in head) * 2 < len(head):
+        text = _("The first row has to name the columns. Known are: ")
+        raise _unusable(1, f"{text}{', '.join(known)}.")
     problems = [unknown_column(1, name) for name in head if name not in columns()]
     for number, name in enumerate(head):
         if name in head[:number]:
@@ -216,14 +230,15 @@ def _blank(text: str, at: int) -> int:
 def _object(line: int, pairs: Any, problems: list[Problem]) -> Row | None:
     is_object = isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs)
     if not is_object or not pairs:
-        problems.append(Problem(line, "", _('Each row is an object: {"tenant": "bob", …}.')))
+        text = _('Each row is an object: {"tenant": "bob", …}.')
+        _report(problems, [Problem(line, "", text)])
         return None
     known = columns()
-    names = [name for name, _value in pairs]
+    names = [name for name, _value in pairs[: 2 * len(known)]]  # more of them are wrong anyway
     wrong = [unknown_column(line, name) for name in names if name not in known]
     wrong += [
         Problem(line, name, _("The row says this twice. Remove one."))
         for name in {name for name in names if names.count(name) > 1}
     ]
-    problems += wrong
+    _report(problems, wrong)
     return None if wrong else _row(line, {name: v for name, v in pairs if v is not None})
