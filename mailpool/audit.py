@@ -150,7 +150,7 @@ class AuditEntry(models.Model):
 
     @property
     def local_time(self) -> str:
-        """When it was, in the time zone of whoever looks."""
+        """When it was, in the time zone that is active; as commands write it."""
         when = self.when if timezone.is_naive(self.when) else timezone.localtime(self.when)
         return f"{when:%Y-%m-%d %H:%M:%S}"
 

@@ -29,6 +29,7 @@ from django.core.mail import EmailMessage
 from django.core.mail.utils import DNS_NAME
 from django.core.signals import setting_changed
 from django.dispatch import Signal
+from django.utils.translation import gettext as _
 
 from mailpool import conf, marker, recording, reporting, signals
 from mailpool.events import event
@@ -284,11 +285,15 @@ def session_params(credential: Credential, deadline: float | None = None) -> Ses
     require_own_server(credential)
     password, key = credential.password, credential.client_key
     if credential.uses_password and not password:
-        raise SecretError(f"No password is stored for {credential}. Enter it in the admin.")
+        text = _("No password is stored for %(credential)s. Enter it in the admin.")
+        raise SecretError(text % {"credential": credential})
     if bool(credential.client_certificate) != bool(key):
         raise SecretError(
-            f"Of the client certificate of {credential} and its private key only one is stored. "
-            "Enter both in the admin."
+            _(
+                "Of the client certificate of %(credential)s and its private key only one is "
+                "stored. Enter both in the admin."
+            )
+            % {"credential": credential}
         )
     if credential.is_oauth:
         login = {

@@ -16,6 +16,7 @@ from django.apps import apps
 from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
 from django.db.models import F, Manager, Model, Q, QuerySet
+from django.utils.translation import gettext as _
 
 from mailpool import conf, marker
 from mailpool.addresses import Mailbox
@@ -203,8 +204,11 @@ def require_own_server(credential: Credential) -> None:
     """
     if not credential.server.is_open_to(credential):
         raise NoRoute(
-            f"{credential} may not be used: its mail server belongs to another tenant. Choose a "
-            "server of everybody's or of its own tenant."
+            _(
+                "%(credential)s may not be used: its mail server belongs to another tenant. Choose "
+                "a server of everybody's or of its own tenant."
+            )
+            % {"credential": credential}
         )
 
 
@@ -216,8 +220,11 @@ def require_running(server: MailServer) -> None:
     """
     if server.is_paused:
         raise ServerPaused(
-            f"The mail server “{server.name}” is being maintained until {server.paused_text}"
-            ", so nothing is sent over it. Send again then, or resume it on the Connections page."
+            _(
+                "The mail server “%(name)s” is being maintained until %(until)s, so nothing is "
+                "sent over it. Send again then, or resume it on the Connections page."
+            )
+            % {"name": server.name, "until": server.paused_text}
         )
 
 

@@ -39,6 +39,7 @@ from mailpool.exceptions import (
 )
 from mailpool.identity import fit
 from mailpool.models import Credential, MailServer
+from mailpool.moments import moment
 from mailpool.oauth import tokens
 from mailpool.routing import require_own_server, require_running
 from mailpool.smtp import Handshake, Session, SessionParams
@@ -62,8 +63,8 @@ class Step:
     advice: str = ""
 
     @property
-    def milliseconds(self) -> str:
-        return f"{self.seconds * 1000:.1f}"
+    def milliseconds(self) -> float:
+        return self.seconds * 1000
 
 
 @dataclass(slots=True)
@@ -288,7 +289,7 @@ def _in_time(step: Callable[[], str], until: float) -> str:
     thread.start()
     thread.join(max(0.0, until - time.monotonic()))
     if not outcome:
-        raise TimeoutError("The host name was not found in time.")
+        raise TimeoutError(_("The host name was not found in time."))
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return outcome[0]
@@ -394,7 +395,7 @@ def switched_off(credential: Credential) -> str:
         return _("The mail server is inactive, so nothing is sent over it.")
     if credential.server.is_paused:
         return _("The mail server is paused until %(until)s, so nothing is sent over it.") % {
-            "until": credential.server.paused_text
+            "until": moment(credential.server.paused_until)
         }
     if not getattr(credential.tenant, "is_active", True):
         return _("The tenant is inactive and sends nothing.")

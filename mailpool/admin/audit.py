@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool.audit import AuditEntry
 from mailpool.models import Credential, MailServer, OAuthClient
+from mailpool.moments import moment
 
 # What an entry may be about: the column with its key.
 ABOUT: dict[str, type[models.Model]] = {
@@ -42,6 +43,10 @@ class TrailLink(admin.ModelAdmin):  # type: ignore[type-arg]
 class AuditEntryAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Entries, newest first. Superusers can't change them here either."""
 
+    empty_text = _(
+        "Nothing has been done yet. Whatever is done to a credential, mail server or OAuth client "
+        "is put down here by itself."
+    )
     list_display = ("time", "action", "who", "about_link", "tenant_name", "details")
     list_display_links = ("time",)
     list_filter = ("action", "when")
@@ -91,7 +96,7 @@ class AuditEntryAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description=_("time"), ordering="pk")
     def time(self, entry: AuditEntry) -> str:
-        return entry.local_time
+        return moment(entry.when, seconds=True)
 
     @admin.display(description=_("by"), ordering="actor")
     def who(self, entry: AuditEntry) -> str:

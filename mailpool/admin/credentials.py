@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from django import forms
@@ -12,7 +11,6 @@ from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
@@ -31,6 +29,7 @@ from mailpool.admin.verify import CredentialVerification
 from mailpool.attention import trouble
 from mailpool.exceptions import InvalidMessage, SecretError
 from mailpool.models import Credential, MailServer, Sender
+from mailpool.moments import moment
 from mailpool.validators import normalize_sender
 from mailpool.vault import get_keyring
 from mailpool.vault.fields import SecretFormField, SecretTextarea
@@ -81,7 +80,7 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
             return gettext("Not set. It is stored encrypted and never shown again.")
         if when is None:
             return gettext("Set. Leave empty to keep it.")
-        return gettext("Set on %(when)s. Leave empty to keep it.") % {"when": _minute(when)}
+        return gettext("Set on %(when)s. Leave empty to keep it.") % {"when": moment(when)}
 
     def clean_kind(self) -> str:
         return str(self.cleaned_data["kind"] or self.instance.kind)
@@ -177,10 +176,6 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
         return stored and not {"server", "tenant"}.isdisjoint(self.changed_data)
 
 
-def _minute(when: datetime) -> str:
-    return f"{timezone.localtime(when):%Y-%m-%d %H:%M}"
-
-
 class SenderFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
     """Finds senders that are written in two ways, before the database does."""
 
@@ -215,7 +210,7 @@ def ownership_of(sender: Sender) -> str:
     way, when = sender.get_proven_by_display(), sender.proven_at
     return gettext("Proven by %(way)s, %(when)s") % {
         "way": way,
-        "when": _minute(when) if when else "-",
+        "when": moment(when),
     }
 
 
@@ -341,6 +336,10 @@ class CredentialAdmin(
 
     form = CredentialForm
     inlines = (SenderInline,)
+    empty_text = _(
+        "There is no credential yet. Add a mail server first, then a credential: the account that "
+        "a tenant, or the site itself, sends with. Many at once come by “Import and export”."
+    )
     # Problems early, so that they are there on a phone.
     list_display = ("account", "problem", "tenant", "server", "is_active", "priority")
     ordering = ("username", "pk")
@@ -406,7 +405,7 @@ class CredentialAdmin(
         if not credential.has_password:
             return gettext("Not set")
         when = credential.password_set_at
-        return gettext("Set on %(when)s") % {"when": _minute(when) if when else "-"}
+        return gettext("Set on %(when)s") % {"when": moment(when)}
 
     @admin.display(description=_("connection"))
     def connection(self, credential: Credential) -> str:
@@ -416,7 +415,7 @@ class CredentialAdmin(
         if credential.is_by_application:
             return gettext("By the application itself: nobody has to connect the account.")
         when = credential.connected_at
-        return gettext("Connected on %(when)s") % {"when": _minute(when) if when else "-"}
+        return gettext("Connected on %(when)s") % {"when": moment(when)}
 
     @admin.display(description=_("private key of the client certificate"))
     def stored_key(self, credential: Credential) -> str:

@@ -21,6 +21,7 @@ from mailpool.admin.acting import as_user
 from mailpool.admin.connections import ConnectionsPage
 from mailpool.admin.pages import OwnPages
 from mailpool.models import MailServer
+from mailpool.moments import moment
 
 TEMPLATE = "admin/mailpool/maintenance.html"
 PAUSE_PERMISSION = "mailpool.change_mailserver"
@@ -132,5 +133,5 @@ class MaintenancePages(ConnectionsPage, OwnPages):
 def _paused(server: MailServer) -> str:
     return gettext("Nothing is sent over “%(name)s” until %(until)s. Resume it here before.") % {
         "name": server.name,
-        "until": server.paused_text,
+        "until": moment(server.paused_until),
     }

@@ -119,16 +119,18 @@ def _consequence(stake: relocation.Stake) -> str:
     """Whose passwords will be presented to the new address."""
     if not stake.secrets:
         return gettext("No password and no key is stored for this server.")
-    owners = []
-    if stake.tenants:
-        owners.append(
-            ngettext("%(count)d tenant", "%(count)d tenants", stake.tenants)
-            % {"count": stake.tenants}
+    if not stake.tenants:
+        owners = gettext("the site itself")
+    elif stake.of_the_site:
+        owners = ngettext(
+            "%(count)d tenant and the site itself",
+            "%(count)d tenants and the site itself",
+            stake.tenants,
         )
-    if stake.of_the_site:
-        owners.append(gettext("the site itself"))
+    else:
+        owners = ngettext("%(count)d tenant", "%(count)d tenants", stake.tenants)
     return ngettext(
         "%(count)d stored password or key, of %(owners)s, will be presented to the new address.",
         "%(count)d stored passwords and keys, of %(owners)s, will be presented to the new address.",
         stake.secrets,
-    ) % {"count": stake.secrets, "owners": gettext(" and ").join(owners)}
+    ) % {"count": stake.secrets, "owners": owners % {"count": stake.tenants}}

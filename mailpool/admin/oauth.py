@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from django import forms
 from django.contrib import admin
 from django.http import HttpRequest
-from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
@@ -17,6 +16,7 @@ from mailpool.admin.connect import redirect_uri
 from mailpool.admin.secrecy import SecretiveAdmin
 from mailpool.exceptions import SecretError
 from mailpool.models import OAuthClient
+from mailpool.moments import moment
 from mailpool.vault import get_keyring
 from mailpool.vault.fields import SecretFormField, SecretTextarea
 
@@ -84,9 +84,7 @@ class OAuthClientForm(forms.ModelForm):  # type: ignore[type-arg]
         when = getattr(self.instance, f"{name}_set_at")
         if not getattr(self.instance, f"has_{name}") or not when:
             return ""
-        return gettext("Set on %(when)s. Leave empty to keep it.") % {
-            "when": f"{timezone.localtime(when):%Y-%m-%d %H:%M}"
-        }
+        return gettext("Set on %(when)s. Leave empty to keep it.") % {"when": moment(when)}
 
 
 @admin.register(OAuthClient)
@@ -94,6 +92,11 @@ class OAuthClientAdmin(TrailLink, SecretiveAdmin):
     """One application at a provider."""
 
     form = OAuthClientForm
+    empty_text = _(
+        "There is no OAuth client yet, and none is needed for accounts with a password. For others "
+        "register this site with the provider, such as Google or Microsoft, and add here what it "
+        "gives you."
+    )
     list_display = ("name", "provider", "client_id")
     search_fields = ("name", "client_id")
 

@@ -27,6 +27,7 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool.models import Credential, DeliveryRecord, MailServer
 from mailpool.models.records import Outcome, first_key
+from mailpool.moments import moment
 
 # The key of the last row of the page before.
 BEFORE = "before"
@@ -191,6 +192,10 @@ class DeliveryRecordAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Records, newest first."""
 
     change_list_template = "admin/mailpool/record_list.html"
+    empty_text = _(
+        "Nothing has been recorded yet. Send a message, such as a test message from a credential's "
+        "page; if none appears here, see MAILPOOL['RECORDS'] in the settings."
+    )
     list_display = ("time", "result", "tenant_name", "account", "whom", "answer", "took")
     list_filter = (
         TimeFilter,
@@ -237,7 +242,7 @@ class DeliveryRecordAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description=_("time"))
     def time(self, record: DeliveryRecord) -> str:
-        return record.local_time
+        return moment(record.when, seconds=True)
 
     @admin.display(description=_("outcome"))
     def result(self, record: DeliveryRecord) -> str:
@@ -281,9 +286,10 @@ class DeliveryRecordAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if not self.has_view_permission(request, record):
             raise PermissionDenied
         request.current_app = self.admin_site.name
-        attempts: Sequence[DeliveryRecord] = ()
+        attempts: Sequence[tuple[DeliveryRecord, str]] = ()
         if record.message_id:
-            attempts = list(DeliveryRecord.objects.filter(message_id=record.message_id)[:ATTEMPTS])
+            same = DeliveryRecord.objects.filter(message_id=record.message_id)
+            attempts = [(each, moment(each.when, seconds=True)) for each in same[:ATTEMPTS]]
         return TemplateResponse(
             request,
             "admin/mailpool/record.html",
@@ -295,6 +301,7 @@ class DeliveryRecordAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                 "media": self.media,
                 "change_url": "admin:mailpool_deliveryrecord_change",
                 "record": record,
+                "when": moment(record.when, seconds=True),
                 "steps": _steps(record),
                 "recipients": _recipients(record),
                 "attempts": attempts if len(attempts) > 1 else (),

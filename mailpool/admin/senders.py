@@ -36,6 +36,10 @@ class ProvenFilter(admin.SimpleListFilter):
 class SenderAdmin(RecordedAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
     """There only where ownership is asked for (``VERIFY_SENDERS``); changes nothing else."""
 
+    empty_text = _(
+        "There is no sender yet. Senders are entered with their credential, or by tenants on their "
+        "own pages; here they can be confirmed."
+    )
     list_display = ("address", "tenant", "credential", "ownership")
     list_display_links = None
     list_filter = (ProvenFilter,)

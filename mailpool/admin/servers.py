@@ -10,6 +10,7 @@ from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import conf
@@ -46,6 +47,10 @@ class MailServerAdmin(
     """One mail server: how it is reached, and whether its connections are maintained."""
 
     change_list_template = "admin/mailpool/server_list.html"
+    empty_text = _(
+        "There is no mail server yet. Add one: the form begins with the provider and fills in what "
+        "it says of its servers. The accounts there, as credentials, come next."
+    )
     inlines = (CredentialInline,)
     # The switch early, so that it is there on a phone.
     list_display = (
@@ -155,7 +160,7 @@ class MailServerAdmin(
     def tenants(self, server: MailServer) -> str:
         count: int = server.tenant_count  # type: ignore[attr-defined]
         site: int = server.site_count  # type: ignore[attr-defined]
-        text = f"{count} + {_('site')}" if site else str(count)
+        text = gettext("%(count)d + site") % {"count": count} if site else str(count)
         if not count and not site:
             return text
         return format_html('<a href="{}">{}</a>', accounts_url(server), text)

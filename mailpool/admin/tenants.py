@@ -14,6 +14,10 @@ from mailpool.models import Tenant
 class TenantAdmin(TenantAdminMixin, admin.ModelAdmin):  # type: ignore[type-arg]
     """A tenant with its credentials."""
 
+    empty_text = _(
+        "There is no tenant yet. Add one for each customer, brand or department that sends from a "
+        "mail account of its own; its credentials are entered on its page."
+    )
     fields = ("name", "slug", "is_active")
     list_display = ("name", "slug", "is_active", "credentials")
     # The model's own is dropped from a query that counts, as the choice by typing makes it.

@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from mailpool import verification
 from mailpool.admin.acting import as_user
 from mailpool.admin.pages import OwnPages
+from mailpool.moments import moment
 from mailpool.validators import validate_from_address
 
 
@@ -79,7 +80,7 @@ class Verification(OwnPages):
             return gettext("This server is inactive: nothing is sent over it.")
         if row.is_paused:
             text = gettext("This server is paused until %(until)s: nothing is sent over it.")
-            return text % {"until": row.paused_text}
+            return text % {"until": moment(row.paused_until)}
         return ""
 
     def verify_form(self, request: HttpRequest) -> forms.Form | None:
@@ -95,7 +96,7 @@ class Verification(OwnPages):
         if request.method == "POST" and (form is None or form.is_valid()):
             report = self.verify(row, form.cleaned_data["recipient"] if form else "")
             failure = report.failure
-            outcome = f"failed at “{failure.title}”" if failure else "ok"
+            outcome = f"failed at {failure.key!r}" if failure else "ok"
             self.log_change(request, row, f"Verified the connection: {outcome}.")
         context = {
             "form": form,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from django.core.exceptions import ValidationError
 from django.db import models, router, transaction
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import audit, conf
@@ -328,8 +329,11 @@ class Credential(Audited):
         found: Secret = self.refresh_token
         if found and self.is_by_application and found != self._mark():
             raise SecretError(
-                f"The application may not send as {self.username}: its access was given for "
-                "another mailbox or login. Save the account in the admin to give it."
+                gettext(
+                    "The application may not send as %(username)s: its access was given for "
+                    "another mailbox or login. Save the account in the admin to give it."
+                )
+                % {"username": self.username}
             )
         return found
 

@@ -165,7 +165,7 @@ class DeliveryRecord(models.Model):
 
     @property
     def local_time(self) -> str:
-        """When it was, in the time zone of whoever looks."""
+        """When it was, in the time zone that is active; as commands write it."""
         when = timezone.localtime(self.when) if settings.USE_TZ else self.when
         return f"{when:%Y-%m-%d %H:%M:%S}"
 

@@ -281,7 +281,7 @@ class MailServer(Audited):
 
     @property
     def paused_text(self) -> str:
-        """Until when, in the time zone of whoever looks."""
+        """Until when, for errors and commands, which say the time zone."""
         until = self.paused_until
         assert until is not None
         if timezone.is_aware(until):

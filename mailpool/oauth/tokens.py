@@ -239,11 +239,11 @@ def _store(row: Credential, permission: Secret, tokens: provider.Tokens) -> _Fou
         if _finish(row, Sealed(getattr(found, _PERMISSION)), **values):
             break
     if not is_given:
-        text = (
-            f"The tenant, mail server or OAuth client of {row} was changed while an access token "
-            "was got, by somebody who may not take the permission along. It is not used there. "
-            "Change it back, or connect the account again."
-        )
+        text = _(
+            "The tenant, mail server or OAuth client of %(credential)s was changed while an access "
+            "token was got, by somebody who may not take the permission along. It is not used "
+            "there. Change it back, or connect the account again."
+        ) % {"credential": row}
         return _Found(row, error=SecretError(text))
     setattr(row, _CIPHERTEXT, sealed)
     row.access_token_set_at, row.access_token_expires_at = now, tokens.expires_at

@@ -75,7 +75,11 @@ def _account(
     row = row or Credential(
         tenant=tenant.row if tenant else None, server=server.row, username=username
     )
-    title = f"account {username or _('(no login)')} of {slug} at {name}"
+    title = _("account %(username)s of %(tenant)s at %(server)s") % {
+        "username": username or _("(no login)"),
+        "tenant": slug,
+        "server": name,
+    }
     needs = (server,) if tenant is None else (tenant, server)
     item = Item(ACCOUNT, title, said, row, is_new, needs)
     if not is_new:

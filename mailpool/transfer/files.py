@@ -180,10 +180,12 @@ def _check_head(head: Sequence[str]) -> None:
 def unknown_column(line: int, name: str) -> Problem:
     known = list(columns())
     near = difflib.get_close_matches(name, known, 1)
-    text = _("There is no such column. ")
     if near:
-        text += _("Did you mean %(name)s? ") % {"name": near[0]}
-    return Problem(line, name[:40] or "?", text + _("Known are: ") + ", ".join(known) + ".")
+        text = _("There is no such column. Did you mean %(name)s? Known are: %(known)s.")
+    else:
+        text = _("There is no such column. Known are: %(known)s.")
+    text %= {"name": "".join(near), "known": ", ".join(known)}
+    return Problem(line, name[:40] or "?", text)
 
 
 def _read_json(text: str, problems: list[Problem]) -> Iterator[Row]:

@@ -24,7 +24,13 @@ def plan_tenants(draft: Draft) -> None:
         for slug, said in batch:
             row = found.get(slug)
             is_new = row is None
-            item = Item(TENANT, f"tenant {slug}", said, row or model(**{slug_field: slug}), is_new)
+            item = Item(
+                TENANT,
+                _("tenant %(name)s") % {"name": slug},
+                said,
+                row or model(**{slug_field: slug}),
+                is_new,
+            )
             draft.items[TENANT][slug] = item
             if not owns_tenants():
                 if is_new:
@@ -52,7 +58,13 @@ def plan_servers(draft: Draft) -> None:
 
 def _server(draft: Draft, name: str, said: Said, row: MailServer | None) -> Item:
     is_new = row is None
-    item = Item(SERVER, f"mail server {name}", said, row or MailServer(name=name), is_new)
+    item = Item(
+        SERVER,
+        _("mail server %(name)s") % {"name": name},
+        said,
+        row or MailServer(name=name),
+        is_new,
+    )
     owner = said.cells.get("server_tenant")
     if owner:
         item.needs = (draft.items[TENANT][owner],)

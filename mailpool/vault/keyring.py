@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from django.utils.translation import gettext as _
 
 from mailpool import conf
 from mailpool.exceptions import SecretError
@@ -96,9 +97,12 @@ class Keyring:
         """The id of the key that encrypts. ``SecretError`` where there is no key."""
         if not self.key_ids:
             raise SecretError(
-                "No encryption key is configured. Make one with 'manage.py mailpool_generate_key' "
-                "and put it into MAILPOOL['ENCRYPTION_KEYS'] or the environment variable "
-                f"{conf.KEYS_VARIABLE}."
+                _(
+                    "No encryption key is configured. Make one with 'manage.py "
+                    "mailpool_generate_key' and put it into MAILPOOL['ENCRYPTION_KEYS'] or the "
+                    "environment variable %(variable)s."
+                )
+                % {"variable": conf.KEYS_VARIABLE}
             )
         return self.key_ids[0]
 
@@ -106,7 +110,8 @@ class Keyring:
         """Encrypt *plaintext* with the newest key, so that it opens only in *place* for *use*."""
         newest = self.newest
         if not is_unicode(plaintext):
-            raise SecretError(f"The secret for {place} is no Unicode text. Enter it again.")
+            text = _("The secret for %(place)s is no Unicode text. Enter it again.")
+            raise SecretError(text % {"place": place})
         nonce = os.urandom(NONCE_BYTES)
         body = self._ciphers[newest].encrypt(
             nonce, plaintext.encode(), _bound(VERSION, newest, place, use)
@@ -121,14 +126,23 @@ class Keyring:
         """
         match = _SEALED.fullmatch(sealed)
         if match is None:
-            raise SecretError(f"The stored secret of {place} is damaged. Enter it again.")
+            text = _("The stored secret of %(place)s is damaged. Enter it again.")
+            raise SecretError(text % {"place": place})
         cipher = self._ciphers.get(match["key_id"])
         if cipher is None:
             self.newest  # noqa: B018  (no key at all has a clearer error)
             raise SecretError(
-                f"The secret of {place} was encrypted with key {match['key_id']}, which is not "
-                f"among the configured keys ({', '.join(self.key_ids)}). Put that key back at the "
-                f"end of {self.source}, or enter the secret again."
+                _(
+                    "The secret of %(place)s was encrypted with key %(key)s, which is not among "
+                    "the configured keys (%(known)s). Put that key back at the end of %(source)s, "
+                    "or enter the secret again."
+                )
+                % {
+                    "place": place,
+                    "key": match["key_id"],
+                    "known": ", ".join(self.key_ids),
+                    "source": self.source,
+                }
             )
         try:
             data = base64.urlsafe_b64decode(match["body"])
@@ -139,8 +153,11 @@ class Keyring:
             )
         except (InvalidTag, binascii.Error, ValueError):
             raise SecretError(
-                f"The stored secret of {place} does not open: it was altered, or it was entered "
-                f"for another row or another {meaning}. Enter it again."
+                _(
+                    "The stored secret of %(place)s does not open: it was altered, or it was "
+                    "entered for another row or another %(meaning)s. Enter it again."
+                )
+                % {"place": place, "meaning": meaning}
             ) from None
         return Secret(plain.decode())
 
