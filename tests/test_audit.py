@@ -21,6 +21,7 @@ from django.utils import timezone, translation
 from mailpool import audit, rotation, scrub, verification
 from mailpool.audit import Action, AuditEntry, acting
 from mailpool.models import Credential, MailServer, Sender
+from mailpool.moments import moment
 from mailpool.relocation import relocate
 from mailpool.vault import Sealed, generate_key
 from tests.factories import CredentialFactory, MailServerFactory, SenderFactory, TenantFactory
