@@ -138,7 +138,7 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         whose = self.about or _("all credentials")
-        return f"{self.when:%Y-%m-%d %H:%M:%S} {self.action}: {whose}"
+        return f"{self.local_time} {self.get_action_display()}: {whose}"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         if not self._state.adding:

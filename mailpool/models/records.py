@@ -161,7 +161,7 @@ class DeliveryRecord(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.local_time} {self.outcome}: {self.message_id or self.sender}"
+        return f"{self.local_time} {self.get_outcome_display()}: {self.message_id or self.sender}"
 
     @property
     def local_time(self) -> str:
