@@ -32,6 +32,8 @@ def test_everything_is_in_the_package():
         "static/mailpool/dashboard.js",
         "static/mailpool/vendor/uplot/uPlot.iife.min.js",
         "migrations/0001_initial.py",
+        "locale/de/LC_MESSAGES/django.mo",
+        "locale/de/LC_MESSAGES/django.po",
     ):
         assert package.joinpath(*name.split("/")).is_file(), name
 
