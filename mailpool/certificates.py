@@ -9,6 +9,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from django.core.exceptions import ValidationError
+from django.utils.formats import date_format
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
@@ -60,7 +61,7 @@ def attention(certificate: str, within: timedelta = EXPIRES_SOON) -> str:
         text, ends = gettext("The client certificate is not valid before %(day)s."), begins
     else:
         return ""
-    return text % {"day": f"{ends:%Y-%m-%d}"}
+    return text % {"day": date_format(ends, "DATE_FORMAT")}
 
 
 def _chain(pem: str) -> Sequence[x509.Certificate]:
