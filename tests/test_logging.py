@@ -21,7 +21,7 @@ from tests.factories import MailServerFactory, SenderFactory
 from tests.smtpd import PASSWORD
 
 SOURCE = Path(mailpool.__file__).parent
-PAGE = SOURCE.parent / "docs" / "logging.md"
+PAGE = Path(__file__).parent.parent / "docs" / "logging.md"
 LEVELS = {"debug", "info", "warning", "error", "critical", "exception", "log"}
 
 
