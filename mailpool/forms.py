@@ -14,7 +14,7 @@ from django.db.models import ProtectedError, QuerySet, RestrictedError
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import conf
-from mailpool.exceptions import InvalidMessage, SecretError, ServerNotAllowed
+from mailpool.exceptions import SecretError, ServerNotAllowed
 from mailpool.models import Credential, MailServer, Sender
 from mailpool.relocation import ADDRESS
 from mailpool.server_presets import preset_for_address
@@ -206,8 +206,6 @@ class TenantCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
         proposed = Credential(default_from=self.cleaned_data["default_from"])
         try:
             proposed.check_senders({each.address for each in self.instance.senders.all()})
-        except InvalidMessage:
-            return
         except ValidationError as error:
             self.add_error("default_from", error)
 

@@ -80,7 +80,7 @@ def validate_ca_certificate(value: str) -> None:
         raise ValidationError(_("This contains a private key. Enter the CA's certificate alone."))
     try:
         ssl.create_default_context(cadata=value)
-    except (ssl.SSLError, ValueError):
+    except (ssl.SSLError, ValueError, TypeError):  # the last: it has other than ASCII characters
         raise ValidationError(
             _("Enter certificates in PEM form, beginning with -----BEGIN CERTIFICATE-----.")
         ) from None

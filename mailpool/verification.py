@@ -182,8 +182,6 @@ def verify_credential(
     finding the server and connecting to it.
     """
     own = _own_address(credential)
-    bounces = credential.bounce_address
-    sender = parse_mailbox(bounces).addr_spec if bounces else own
     target = _full_address(recipient) if recipient else own
     deadline = seconds and time.monotonic() + seconds
 
@@ -192,7 +190,6 @@ def verify_credential(
         return _verify(
             lambda: delivery.session_params(credential, deadline),
             credential.server,
-            sender,
             target,
             credential,
             seconds=left,
@@ -224,7 +221,6 @@ def _renew_token(credential: Credential, deadline: float | None) -> bool:
 def _verify(
     make_params: Callable[[], SessionParams],
     server: MailServer,
-    sender: str = "",
     recipient: str = "",
     credential: Credential | None = None,
     *,
@@ -260,8 +256,8 @@ def _verify(
         handshake.wire.deadline = until  # which the handshake took off at its end
     session = Session(handshake)
     try:
-        if sender:
-            _offer(report, session, sender, recipient)
+        if credential:
+            _offer(report, session, credential, recipient)
     finally:
         session.close()
     return report
@@ -300,8 +296,8 @@ def _check_owner(credential: Credential) -> str:
     return ""
 
 
-def _offer(report: Report, session: Session, sender: str, recipient: str) -> None:
-    if _run(report, "mail", lambda: session.try_sender(sender)):
+def _offer(report: Report, session: Session, credential: Credential, recipient: str) -> None:
+    if _run(report, "mail", lambda: session.try_sender(_sender_of(credential))):
         _run(report, "rcpt", lambda: session.try_recipient(recipient))
 
 
@@ -324,6 +320,13 @@ def _full_address(text: str) -> str:
     if not mailbox.domain:
         raise InvalidMessage(f"{text!r} is not a mail address: it has no domain.")
     return mailbox.addr_spec
+
+
+def _sender_of(credential: Credential) -> str:
+    """The envelope's sender of its mail; ``InvalidMessage`` where what is stored is no address."""
+    if credential.default_from:
+        parse_mailbox(credential.default_from)  # which it is mail with
+    return parse_mailbox(credential.bounce_address or _own_address(credential)).addr_spec
 
 
 def _own_address(credential: Credential) -> str:

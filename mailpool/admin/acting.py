@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 from django.http import HttpRequest
 
 from mailpool import audit
+from mailpool.admin.plain import PlainAnswers
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -24,12 +25,12 @@ def as_user(view: View) -> View:
     return cast("View", recorded)
 
 
-class RecordedAdmin:
+class RecordedAdmin(PlainAnswers):
     """For a ``ModelAdmin`` whose pages change credentials; to be named before it."""
 
     @as_user
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        return super().changeform_view(request, *args, **kwargs)  # type: ignore[misc]
+        return super().changeform_view(request, *args, **kwargs)
 
     @as_user
     def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:

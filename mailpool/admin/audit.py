@@ -13,6 +13,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from mailpool.admin.plain import PlainAnswers
 from mailpool.audit import AuditEntry
 from mailpool.models import Credential, MailServer, OAuthClient
 from mailpool.moments import moment
@@ -40,7 +41,7 @@ class TrailLink(admin.ModelAdmin):  # type: ignore[type-arg]
 
 
 @admin.register(AuditEntry)
-class AuditEntryAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class AuditEntryAdmin(PlainAnswers, admin.ModelAdmin):  # type: ignore[type-arg]
     """Entries, newest first. Superusers can't change them here either."""
 
     empty_text = _(

@@ -27,7 +27,7 @@ from mailpool.admin.secrecy import SecretiveAdmin, SecretSubmissions
 from mailpool.admin.transfer import TransferPage
 from mailpool.admin.verify import CredentialVerification
 from mailpool.attention import trouble
-from mailpool.exceptions import InvalidMessage, SecretError
+from mailpool.exceptions import SecretError
 from mailpool.models import Credential, MailServer, Sender
 from mailpool.moments import moment
 from mailpool.validators import normalize_sender
@@ -192,11 +192,17 @@ class SenderFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
                 _("Entered more than once: %(addresses)s."),
                 params={"addresses": ", ".join(twice)},
             )
-        if not any(form.errors for form in self.forms):
-            try:
-                self.instance.check_senders(addresses)
-            except InvalidMessage:
-                return  # which its own field has said
+        if any(form.errors for form in self.forms):
+            return
+        # Those that somebody else has added meanwhile, which these forms know nothing of.
+        known = [form.instance.pk for form in self.forms if not form.instance._state.adding]
+        others = Sender.objects.filter(credential=self.instance.pk).exclude(pk__in=known)
+        if taken := others.filter(address__in=addresses).values_list("address", flat=True):
+            raise ValidationError(
+                _("Entered by somebody else meanwhile: %(addresses)s. Load this page again."),
+                params={"addresses": ", ".join(taken)},
+            )
+        self.instance.check_senders(addresses)
 
 
 def ownership_of(sender: Sender) -> str:

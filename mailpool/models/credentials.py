@@ -16,7 +16,7 @@ from mailpool import audit, conf
 from mailpool.addresses import parse_mailbox
 from mailpool.certificates import validate_client_certificate, validate_pair
 from mailpool.changes import Audited, AuditedQuerySet
-from mailpool.exceptions import SecretError
+from mailpool.exceptions import InvalidMessage, SecretError
 from mailpool.models.oauth import OAuthClient
 from mailpool.models.scopes import ScopeField, proof_of, scope_of
 from mailpool.models.secret_fields import begin_save, leave_out_unset_secrets, secret_field
@@ -432,7 +432,12 @@ class Credential(Audited):
                     )
                 )
             return
-        mailbox = parse_mailbox(self.default_from)
+        try:
+            mailbox = parse_mailbox(self.default_from)
+        except InvalidMessage:
+            raise ValidationError(
+                _("The default From is not a mail address, so nothing is sent as it. Correct it.")
+            ) from None
         if senders and mailbox.key not in senders and mailbox.domain_key not in senders:
             raise ValidationError(
                 _(
