@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import smtplib
 
 import pytest
@@ -106,6 +107,38 @@ def test_what_is_wrong_is_reported_so_often_and_no_more(flood):
 def test_quotes_without_an_end_are_looked_for_once():
     with pytest.raises(ValueError, match="addresses"):
         columns()["senders"].parse('"' + '\\"' * 60_000)
+
+
+FILES = {
+    "csv": table(("bob", "Main", "smtp.example.com", "bob", PASSWORD, "")),
+    "json": json.dumps(
+        [{"tenant": "b", "server": "M", "host": "h.test", "username": "b", "password": PASSWORD}]
+    ),
+}
+MOMENTS = {
+    "reading": "mailpool.transfer.files._row",
+    "comparing": "mailpool.transfer.accounts._validate",
+    "writing": "mailpool.transfer.writing._store",
+    "the database": "django.db.models.query.QuerySet._batched_insert",
+}
+
+
+@pytest.mark.parametrize("format", FILES)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_debug_page_of_an_import_that_breaks_off(importer, settings, monkeypatch, format, moment):
+    settings.DEBUG = True
+    importer.raise_request_exception = False
+    token = upload(importer, FILES[format], name=f"f.{format}").context["token"]
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("something went wrong")
+
+    monkeypatch.setattr(MOMENTS[moment], fail)
+    response = upload(importer, FILES[format], token, name=f"f.{format}")
+    page = response.content.decode()
+    assert response.status_code == 500
+    assert "something went wrong" in page
+    assert PASSWORD not in page
 
 
 # What is hidden of a server's words tells nobody whether they guessed

@@ -109,7 +109,7 @@ def _decode(data: bytes) -> Secret:
 
 
 def _read_csv(text: str, problems: list[Problem]) -> Iterator[Row]:
-    first = text.partition("\n")[0]
+    first = Secret(text.partition("\n")[0])
     known = columns()
     separator = max(",;\t", key=lambda each: sum(n in known for n in _names(first, each)))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -118,7 +118,7 @@ def _read_csv(text: str, problems: list[Problem]) -> Iterator[Row]:
         head = [cell.strip().lower() for cell in next(reader, [])]
         _check_head(head)
         before = reader.line_num
-        for cells in reader:
+        for cells in map(_hidden, reader):
             line, before = before + 1, reader.line_num
             if not any(cells):
                 continue
@@ -131,7 +131,7 @@ def _read_csv(text: str, problems: list[Problem]) -> Iterator[Row]:
                 _report(problems, [Problem(line, "", advice % counts)])
                 continue
             named = zip(head, cells, strict=True)
-            yield _row(line, {name: _uncell(name, cell) for name, cell in named if cell.strip()})
+            yield _row(line, ((name, _uncell(name, cell)) for name, cell in named if cell.strip()))
     except csv.Error:
         # Its own text says little, and may have been made of a cell.
         raise _unusable(
@@ -144,15 +144,22 @@ def _read_csv(text: str, problems: list[Problem]) -> Iterator[Row]:
         ) from None
 
 
+def _hidden(cells: list[str]) -> list[str]:
+    """None of them shows itself in a traceback: which one is a password is seen later."""
+    return [Secret(cell) for cell in cells]
+
+
 def _names(first: str, separator: str) -> list[str]:
     return [cell.strip().strip('"').lower() for cell in first.split(separator)]
 
 
-def _row(line: int, cells: dict[str, Any]) -> Row:
-    for name in SECRETS:
-        if isinstance(cells.get(name), str):
-            cells[name] = Secret(cells[name])
-    return Row(line, cells)
+def _row(line: int, cells: Iterable[tuple[str, Any]]) -> Row:
+    """Of *cells*, in no variable on their way: a traceback would show it."""
+
+    def kept(name: str, value: Any) -> Any:
+        return Secret(value) if name in SECRETS and isinstance(value, str) else value
+
+    return Row(line, {name: kept(name, value) for name, value in cells})
 
 
 def _report(problems: list[Problem], found: Sequence[Problem]) -> None:
@@ -197,9 +204,16 @@ def _read_json(text: str, problems: list[Problem]) -> Iterator[Row]:
             yield row
 
 
+class _Pairs(list[tuple[str, Any]]):
+    """An object of JSON, which shows nothing in a traceback."""
+
+    def __repr__(self) -> str:
+        return "(object)"
+
+
 def _elements(text: str) -> Iterator[tuple[int, Any]]:
     """Each element of the list with the line where it begins."""
-    decoder = json.JSONDecoder(object_pairs_hook=list)
+    decoder = json.JSONDecoder(object_pairs_hook=_Pairs)
     at, line, counted = _blank(text, 0), 1, 0
     if text[at : at + 1] != "[":
         raise _unusable(1, _('Write a list of rows: [{"tenant": "bob", …}, …].'))
@@ -230,8 +244,7 @@ def _blank(text: str, at: int) -> int:
 
 
 def _object(line: int, pairs: Any, problems: list[Problem]) -> Row | None:
-    is_object = isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs)
-    if not is_object or not pairs:
+    if not isinstance(pairs, _Pairs) or not pairs:
         text = _('Each row is an object: {"tenant": "bob", …}.')
         _report(problems, [Problem(line, "", text)])
         return None
@@ -243,4 +256,4 @@ def _object(line: int, pairs: Any, problems: list[Problem]) -> Row | None:
         for name in {name for name in names if names.count(name) > 1}
     ]
     _report(problems, wrong)
-    return None if wrong else _row(line, {name: v for name, v in pairs if v is not None})
+    return None if wrong else _row(line, ((name, v) for name, v in pairs if v is not None))
