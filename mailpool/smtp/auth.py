@@ -7,7 +7,7 @@ import binascii
 import hmac
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator
 from smtplib import SMTPServerDisconnected
 from typing import TYPE_CHECKING
 
@@ -176,24 +176,15 @@ def hiding(params: SessionParams) -> Hide:
     secrets = sorted((form for form in forms if len(form) >= _SHORTEST_SECRET), key=len)[::-1]
     all_of_them = SecretBytes(b"\n".join(secrets))
 
-    def hide(text: bytes, said: Sequence[bytes] = ()) -> bytes:
+    def hide(text: bytes, said: Container[bytes] = ()) -> bytes:
         def hide_part(found: re.Match[bytes]) -> bytes:
             word: bytes = found[0]
-            is_part = all_of_them.find(word) >= 0 and not _is_in(said, word)
+            is_part = all_of_them.find(word) >= 0 and word not in said
             return b"(hidden)" if is_part else word
 
         for secret in secrets:
-            if text.find(secret) >= 0 and not _is_in(said, secret):
+            if text.find(secret) >= 0 and secret not in said:
                 text = text.replace(secret, b"(hidden)")
         return _LONG_WORD.sub(hide_part, text)
 
     return hide
-
-
-def _is_in(said: Sequence[bytes], word: bytes) -> bool:
-    """Whether *word* was said, in the way that a server may spell it that repeats it."""
-    return any(_plainly(each).find(_plainly(word)) >= 0 for each in said)
-
-
-def _plainly(text: bytes) -> SecretBytes:
-    return SecretBytes(text.replace(b"\\", b"").lower())

@@ -6,11 +6,47 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from mailpool.secret import SecretBytes
 from mailpool.smtp.reply import Reply
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _DOT_AT_LINE_START = re.compile(rb"(?m)^\.")
+
+
+# Bytes of a message that are looked through for what a server repeats of it; it could name one word
+# after another.
+_REPEATED_OF = 256 * 1024
+
+
+class Said:
+    """What a server was told about *envelopes*, and may repeat: ``word in said``.
+
+    However it spells it: in small letters, or without backslashes.
+    """
+
+    def __init__(self, *envelopes: Envelope) -> None:
+        self._envelopes = envelopes
+
+    def __contains__(self, word: object) -> bool:
+        assert isinstance(word, bytes)
+        return any(_plainly(word) in text for text in self._texts)
+
+    @cached_property
+    def _texts(self) -> list[SecretBytes]:
+        return [
+            _plainly(text)
+            for each in self._envelopes
+            for text in (
+                "\n".join((each.sender, *each.recipients)).encode("utf-8", "replace"),
+                each.content[:_REPEATED_OF],
+            )
+        ]
+
+
+def _plainly(text: bytes) -> SecretBytes:
+    return SecretBytes(text.replace(b"\\", b"").lower())
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +81,6 @@ class Envelope:
     @property
     def is_8bit(self) -> bool:
         return not self.content.isascii()
-
-    def said(self) -> tuple[bytes, bytes]:
-        """What a server may repeat of it: the addresses, and the content."""
-        addresses = "\n".join((self.sender, *self.recipients))
-        return addresses.encode("utf-8", "replace"), self.content
 
     def stuffed(self) -> bytes:
         """The content for DATA, dots at line starts doubled, without its last line end."""

@@ -21,7 +21,7 @@ from smtplib import (
 from typing import TYPE_CHECKING
 
 from mailpool.exceptions import DeliveryUnknown
-from mailpool.smtp.envelope import Attempt, Envelope, Receipt
+from mailpool.smtp.envelope import Attempt, Envelope, Receipt, Said
 from mailpool.smtp.reply import Reply
 from mailpool.smtp.wire import NotSMTP
 
@@ -186,8 +186,7 @@ class Exchange:
         self._heard = self._wire.position
         self._content, self._ready = self._ready, None
         self._offered, self._ended = offered, None
-        turn = (self._content, offered)
-        self._wire.said = [part for each in turn if each for part in each.envelope.said()]
+        self._wire.said = Said(*(each.envelope for each in (self._content, offered) if each))
         steps: list[_Step] = []
         if self._content:
             steps.append(self._ending(self._content))

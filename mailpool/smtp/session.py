@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from smtplib import SMTPRecipientsRefused, SMTPSenderRefused, SMTPServerDisconnected
 
-from mailpool.smtp.envelope import Attempt, Envelope, Receipt
+from mailpool.smtp.envelope import Attempt, Envelope, Receipt, Said
 from mailpool.smtp.exchange import Exchange, Take
 from mailpool.smtp.handshake import Handshake
 from mailpool.smtp.memory import KeyMemory
@@ -221,6 +221,6 @@ class Session:
 
     def _command(self, line: bytes, address: str) -> Reply:
         wire, encoded = self.opened, address.encode()
-        wire.said = (encoded,)
+        wire.said = Said(Envelope(address, (address,), b""))
         wire.write(line % encoded + b"\r\n")
         return wire.read_reply()

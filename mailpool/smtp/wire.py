@@ -7,7 +7,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container
 from smtplib import SMTPServerDisconnected
 
 from mailpool.smtp.reply import Reply
@@ -44,13 +44,13 @@ class Wire:
         *,
         deadline: float | None = None,
         clock: Callable[[], float] = time.monotonic,
-        hide: Callable[[bytes, Sequence[bytes]], bytes] = lambda text, said: text,
+        hide: Callable[[bytes, Container[bytes]], bytes] = lambda text, said: text,
     ) -> None:
         self.sock = sock
         self.address = address
         self.timeout = timeout
         self.deadline = deadline
-        self.said: Sequence[bytes] = ()  # messages and addresses that replies may be about
+        self.said: Container[bytes] = ()  # what replies may be about
         self.sent = 0  # bytes that the network took; never fewer than the peer can have read
         self._heard_at = clock()  # when the latest reply came
         self._clock = clock
