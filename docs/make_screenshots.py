@@ -109,6 +109,20 @@ def take_all(browser: Browser, out: Path, state: Path, password: str, **look: ob
     context.close()
 
 
+def take_dashboard(browser: Browser, out: Path, password: str) -> None:
+    """The dashboard, in the looks that it has to stand."""
+    for scheme, width in (("light", 1200), ("dark", 1200), ("light", 390), ("dark", 390)):
+        size = {"width": width, "height": 800}
+        context = browser.new_context(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+        page = context.new_page()
+        log_in(page, password)
+        page.goto(f"{URL}/admin/mailpool/?span=1h")
+        page.locator(".mailpool-plot canvas").first.wait_for()
+        name = f"dashboard-{'phone' if width < 600 else 'wide'}-{scheme}"
+        page.screenshot(path=out / f"{name}.png", full_page=width > 600)
+        context.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chromium", default=shutil.which("chromium") or "/usr/bin/chromium")
@@ -133,6 +147,7 @@ def main() -> None:
                 viewport={"width": options.width, "height": 800},
                 color_scheme="dark" if options.dark else "light",
             )
+            take_dashboard(browser, options.out, password)
         finally:
             browser.close()
             process.terminate()

@@ -72,6 +72,8 @@ def test_each_record_is_in_the_step_of_its_time(zone, key):
     assert [step.messages for step in found.steps] == [2] * span.count
     assert [step.failures for step in found.steps] == [1] * span.count
     assert edges[-1] <= NOW < edges[-1] + span.step
+    assert {(edge.minute % 5, edge.second) for edge in edges} == {(0, 0)}
+    assert key == "1h" or {edge.minute for edge in edges} == {0}
 
 
 def test_days_are_those_of_the_reader_also_when_clocks_are_changed():
@@ -212,6 +214,8 @@ def test_what_somebody_may_not_view_is_not_shown(staff, permission, shown):
     assert ("Secretive" in page.text) == (permission == "view_deliveryrecord")
     asked = any("mailpool_deliveryrecord" in query["sql"] for query in queries)
     assert asked == (permission == "view_deliveryrecord")
+    assert ("attention" in page.context) == (permission == "view_credential")
+    assert ("sessions" in page.context) == (permission == "view_connections")
 
 
 def test_failures_are_told_to_whoever_may_view_records(staff):
@@ -254,8 +258,10 @@ def problems(**kwargs):
 
 
 def test_a_credential_whose_latest_messages_failed(db):
+    server = MailServerFactory()
     failing, recovered, once, old = (
-        CredentialFactory(username=name) for name in ("failing", "recovered", "once", "old")
+        CredentialFactory(username=name, server=server)
+        for name in ("failing", "recovered", "once", "old")
     )
     for number, credential in enumerate((failing, recovered)):
         add_records(credential, 2, number=number, ago=timedelta(hours=2))

@@ -31,7 +31,7 @@ class Said:
 
     def __contains__(self, word: object) -> bool:
         assert isinstance(word, bytes)
-        return any(_plainly(word) in text for text in self._texts)
+        return any(text.find(_plainly(word)) >= 0 for text in self._texts)
 
     @cached_property
     def _texts(self) -> list[SecretBytes]:
