@@ -16,7 +16,6 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -234,12 +233,31 @@ def _as_json(account: Account) -> dict[str, Any]:
     return {name: getattr(account, name) for name in Account.__slots__}
 
 
-def from_json(accounts: Iterable[Any]) -> list[Account]:
-    """What a row holds; a later version's row may say more, an earlier one's less."""
-    return [
-        Account(**{name: value for name, value in each.items() if name in Account.__slots__})
-        for each in accounts
-    ]
+def from_json(accounts: Any) -> list[Account]:
+    """What a row holds. A later version's may say more and an earlier one's less; what no version
+    would have written is left out, so that the page is there whoever wrote into the table."""
+    found = [_read(each) for each in (accounts if isinstance(accounts, list) else ())]
+    return [account for account in found if account is not None]
+
+
+def _read(account: Any) -> Account | None:
+    if not isinstance(account, dict):
+        return None
+    known = {name: value for name, value in account.items() if name in Account.__slots__}
+    try:
+        known["credential_id"] = str(uuid.UUID(known["credential_id"]))
+        known["server_id"] = known["server_id"] and str(uuid.UUID(known["server_id"]))
+        made = Account(**known)
+    except (TypeError, ValueError, AttributeError, KeyError):
+        return None
+    numbers = (made.generation, made.idle, made.busy, made.waiting, made.messages, made.reused)
+    times = (made.age, made.closes_in)
+    is_sound = (
+        isinstance(made.address, str)
+        and all(type(each) is int and 0 <= each < 2**31 for each in numbers)
+        and all(type(each) in (int, float) and 0 <= each < 2**31 for each in times)
+    )
+    return made if is_sound else None
 
 
 def _log(error: Exception) -> None:

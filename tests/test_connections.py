@@ -336,6 +336,26 @@ def test_a_row_of_another_version_is_read():
     assert others()[7].open == 1
 
 
+JUNK = ["id", "address", "generation", "idle", "age", "closes_in"]
+
+
+@pytest.mark.parametrize("broken", ["no list", "no object", *JUNK])
+def test_a_row_that_nobody_of_us_wrote_does_not_keep_the_page_away(admin, broken):  # noqa: F811
+    sound = {"credential_id": str(uuid4()), "server_id": "", "generation": 0, "address": "h:25"}
+    sound |= {"idle": 1, "closes_in": 30}
+    if broken == "no list":
+        accounts = {"idle": 1}
+    elif broken == "no object":
+        accounts = [1, "a", None, [], sound]
+    else:
+        name = "credential_id" if broken == "id" else broken
+        accounts = [sound | {name: junk} for junk in ({"a": []}, "x", -1, None, 10**400)]
+        accounts = [*(each for each in accounts if each[name] != "x" or name != "address"), sound]
+    row(accounts=accounts)
+    assert others()[7].open == (0 if broken == "no list" else 1)
+    assert admin.get(CONNECTIONS).status_code == 200
+
+
 def test_rows_go_when_they_tell_nothing_any_more(bob, monkeypatch):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
