@@ -174,8 +174,8 @@ def _check_head(head: Sequence[str]) -> None:
     # Where it is none it is a row of data, perhaps with a password. Nothing of it is repeated.
     known = columns()
     if len(head) > 2 * len(known) or sum(name in known for name in head) * 2 < len(head):
-        text = _("The first row has to name the columns. Known are: ")
-        raise _unusable(1, f"{text}{', '.join(known)}.")
+        text = _("The first row has to name the columns. Known are: %(known)s.")
+        raise UnusableFile([Problem(1, "", text % {"known": ", ".join(known)})])
     problems = [unknown_column(1, name) for name in head if name not in columns()]
     for number, name in enumerate(head):
         if name in head[:number]:
