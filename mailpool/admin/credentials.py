@@ -25,7 +25,7 @@ from mailpool.admin.moving import PERMISSION as MOVE
 from mailpool.admin.records import RecordsLink
 from mailpool.admin.secrecy import SecretiveAdmin, SecretSubmissions
 from mailpool.admin.transfer import TransferPage
-from mailpool.admin.verify import CredentialVerification
+from mailpool.admin.verify import CredentialVerification, SaveAndTest
 from mailpool.attention import trouble
 from mailpool.exceptions import SecretError
 from mailpool.models import Credential, MailServer, Sender
@@ -321,7 +321,14 @@ class CredentialInline(admin.StackedInline):  # type: ignore[type-arg]
         return super().get_queryset(request).select_related("server", "tenant")
 
 
-class TenantAdminMixin(RecordedAdmin, SecretSubmissions, RecordsLink):
+class FirstCredentialInline(CredentialInline):
+    """The same where the server or tenant itself is added: one is open to be filled in."""
+
+    extra = 1
+    classes: Sequence[str] = ()
+
+
+class TenantAdminMixin(RecordedAdmin, SecretSubmissions, SaveAndTest, RecordsLink):
     """For the admin of a project's own tenant model: its mail credentials, inline.
 
     ``class ShopAdmin(TenantAdminMixin, admin.ModelAdmin): ...``
@@ -331,12 +338,18 @@ class TenantAdminMixin(RecordedAdmin, SecretSubmissions, RecordsLink):
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> list[Any]:
         inlines: list[Any] = list(super().get_inlines(request, obj))
-        return [*inlines, CredentialInline]
+        return [*inlines, CredentialInline if obj else FirstCredentialInline]
 
 
 @admin.register(Credential)
 class CredentialAdmin(
-    CredentialVerification, ConnectPage, TransferPage, TrailLink, RecordsLink, SecretiveAdmin
+    CredentialVerification,
+    SaveAndTest,
+    ConnectPage,
+    TransferPage,
+    TrailLink,
+    RecordsLink,
+    SecretiveAdmin,
 ):
     """A credential with its senders."""
 

@@ -22,6 +22,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.dateparse import parse_date
 from django.utils.html import format_html
+from django.utils.text import Truncator
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
@@ -264,8 +265,11 @@ class DeliveryRecordAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description=_("answer"))
     def answer(self, record: DeliveryRecord) -> str:
-        said = " ".join(filter(None, (str(record.code or ""), record.enhanced)))
-        return said or record.error
+        said = record.enhanced
+        if record.outcome != Outcome.SENT and record.reply:
+            # In the server's words, so that no record has to be opened to see why.
+            said = Truncator(record.reply).chars(100)
+        return " ".join(filter(None, (str(record.code or ""), said))) or record.error
 
     @admin.display(description=_("took"))
     def took(self, record: DeliveryRecord) -> str:

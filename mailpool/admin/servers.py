@@ -16,13 +16,13 @@ from django.utils.translation import gettext_lazy as _
 from mailpool import conf
 from mailpool.admin.actions import set_field
 from mailpool.admin.audit import TrailLink
-from mailpool.admin.credentials import CredentialInline, choose_by_typing
+from mailpool.admin.credentials import CredentialInline, FirstCredentialInline, choose_by_typing
 from mailpool.admin.maintaining import MaintenancePages
 from mailpool.admin.moving import MovePage
 from mailpool.admin.presets import PresetStart
 from mailpool.admin.records import RecordsLink
 from mailpool.admin.secrecy import SecretiveAdmin
-from mailpool.admin.verify import ServerVerification
+from mailpool.admin.verify import SaveAndTest, ServerVerification
 from mailpool.models import MailServer
 
 # Accounts that are shown on their server's page.
@@ -37,6 +37,7 @@ def accounts_url(server: MailServer) -> str:
 @admin.register(MailServer)
 class MailServerAdmin(
     ServerVerification,
+    SaveAndTest,
     MovePage,
     MaintenancePages,
     PresetStart,
@@ -119,8 +120,9 @@ class MailServerAdmin(
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> list[Any]:
         # A form with a hundred accounts is too large to be sent; the page links to the list then.
-        count = obj.credentials.count() if obj else 0
-        return list(self.inlines) if count <= INLINE_AT_MOST else []
+        if obj is None:
+            return [FirstCredentialInline]
+        return list(self.inlines) if obj.credentials.count() <= INLINE_AT_MOST else []
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any

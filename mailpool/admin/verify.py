@@ -6,17 +6,22 @@ from abc import abstractmethod
 from typing import Any
 
 from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.options import IS_POPUP_VAR
 from django.http import HttpRequest
-from django.http.response import HttpResponseBase
-from django.urls import URLPattern, path
+from django.http.response import HttpResponseBase, HttpResponseRedirect
+from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext, pgettext
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import verification
 from mailpool.admin.acting import as_user
 from mailpool.admin.pages import OwnPages
+from mailpool.models import Credential, MailServer
 from mailpool.moments import moment
 from mailpool.validators import validate_from_address
+
+TEST_PERMISSION = "mailpool.verify_credential"
 
 
 class RecipientForm(forms.Form):
@@ -111,7 +116,8 @@ class Verification(OwnPages):
     def send_test_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """A real message to an address of one's choice, sent on POST."""
         row = self.row(request, object_id, self.verify_permission)
-        form = RecipientForm(request.POST if request.method == "POST" else None)
+        initial = {"recipient": _address_of(request.user)}
+        form = RecipientForm(request.POST if request.method == "POST" else None, initial=initial)
         result = None
         if form.is_valid():
             recipient = form.cleaned_data["recipient"]
@@ -140,7 +146,7 @@ class ServerVerification(Verification):
 class CredentialVerification(Verification):
     """Verification of a credential, up to the recipient."""
 
-    verify_permission = "mailpool.verify_credential"
+    verify_permission = TEST_PERMISSION
     can_send_test = True
     has_login = True
 
@@ -152,6 +158,54 @@ class CredentialVerification(Verification):
 
     def verify(self, row: Any, recipient: str) -> verification.Report:
         return verification.verify_credential(row, recipient=recipient or None)
+
+
+class SaveAndTest(admin.ModelAdmin):  # type: ignore[type-arg]
+    """“Save and test” where an account is entered, on its own page or on its server's or tenant's:
+    saves, and goes on to “Send test message”."""
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        row = kwargs.get("obj")
+        # Which of the accounts on a page that was there before would be meant?
+        context["may_save_and_test"] = (
+            (row is None or isinstance(row, Credential))
+            and not context.get("is_popup")
+            and self.has_change_permission(request, row)
+            and request.user.has_perm(TEST_PERMISSION)
+        )
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def response_add(self, request: HttpRequest, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        response = super().response_add(request, obj, *args, **kwargs)
+        return self._test_page(request, obj) or response
+
+    def response_change(self, request: HttpRequest, obj: Any) -> Any:
+        response = super().response_change(request, obj)
+        return self._test_page(request, obj) or response
+
+    def _test_page(self, request: HttpRequest, row: Any) -> HttpResponseRedirect | None:
+        if "_test" not in request.POST or IS_POPUP_VAR in request.POST:
+            return None
+        credential = row if isinstance(row, Credential) else _account_of(row)
+        if credential is None:
+            text = gettext("There is no account to test yet. Add a credential.")
+            self.message_user(request, text, messages.WARNING)
+            return None
+        url = reverse("admin:mailpool_credential_send_test", args=[credential.pk])
+        return HttpResponseRedirect(url)
+
+
+def _account_of(row: Any) -> Credential | None:
+    """The account of a server or tenant that is used first."""
+    by = "server" if isinstance(row, MailServer) else "tenant"
+    return Credential.objects.filter(**{by: row}).order_by("priority", "pk").first()
+
+
+def _address_of(user: Any) -> str:
+    """The user's own address, if the project's users have one."""
+    return str(getattr(user, user.get_email_field_name(), None) or "")
 
 
 def _outcome_text(status: str) -> str:
