@@ -15,6 +15,7 @@ from mailpool import delivery
 from mailpool.conf import is_seconds
 from mailpool.context import TenantRef, is_nothing
 from mailpool.exceptions import BatchError
+from mailpool.outcomes import MailpoolResult
 from mailpool.routing import Router
 from mailpool.smtp import Transmitter
 
@@ -118,7 +119,7 @@ class EmailBackend(BaseEmailBackend):
 
     def _deliver(
         self, messages: Sequence[EmailMessage], transmitter: Transmitter | None
-    ) -> list[delivery.MailpoolResult]:
+    ) -> list[MailpoolResult]:
         route = Router(self.tenant).resolve
         return delivery.deliver(
             messages,
@@ -144,9 +145,7 @@ class EmailBackend(BaseEmailBackend):
         raise ValueError(text)
 
 
-def _raise_failures(
-    messages: Iterable[EmailMessage], results: Iterable[delivery.MailpoolResult]
-) -> None:
+def _raise_failures(messages: Iterable[EmailMessage], results: Iterable[MailpoolResult]) -> None:
     failures = [
         (message, result.error)
         for message, result in zip(messages, results, strict=True)

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from mailpool import conf, delivery, health, signals
-from mailpool.delivery import MailpoolResult
+from mailpool.outcomes import MailpoolResult
 from mailpool.smtp import PoolStats
 
 OUTCOMES = ("sent", "refused", "failed", "unknown")

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from smtplib import SMTPRecipientsRefused
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.conf import settings
 from django.core.mail import EmailMessage
@@ -26,11 +26,9 @@ from mailpool import audit, conf, signals
 from mailpool.events import event
 from mailpool.models import Credential, DeliveryRecipient, DeliveryRecord
 from mailpool.models.records import EPOCH, DeliveryRecordQuerySet, make_key
+from mailpool.outcomes import MailpoolResult
 from mailpool.prepared import PreparedInsert, prepare_insert
 from mailpool.smtp import Attempt
-
-if TYPE_CHECKING:
-    from mailpool.delivery import MailpoolResult
 
 logger = logging.getLogger("mailpool.records")
 

@@ -41,6 +41,7 @@ from mailpool.identity import fit
 from mailpool.models import Credential, MailServer
 from mailpool.moments import moment
 from mailpool.oauth import tokens
+from mailpool.outcomes import MailpoolResult
 from mailpool.routing import require_own_server, require_running
 from mailpool.smtp import Handshake, Session, SessionParams
 from mailpool.text import one_line
@@ -348,7 +349,7 @@ def _own_address(credential: Credential) -> str:
 
 def send_test_message(
     credential: Credential, recipient: str, *, deadline: float | None = None
-) -> delivery.MailpoolResult:
+) -> MailpoolResult:
     """Send a short message to *recipient* with exactly *credential*, through the pool.
 
     What goes wrong stands in the result; nothing is sent with what is switched off.

@@ -202,7 +202,7 @@ settings.MAILPOOL["METRICS"] = True
 import django
 django.setup()
 from mailpool import delivery, signals
-from mailpool.delivery import MailpoolResult
+from mailpool.outcomes import MailpoolResult
 
 def sent():
     result = MailpoolResult("sent", server="relay", seconds=0.5)
