@@ -97,8 +97,8 @@ def take_all(browser: Browser, out: Path, state: Path, password: str, **look: ob
     context = browser.new_context(**look)  # type: ignore[arg-type]
     page = context.new_page()
 
-    def shot(name: str) -> None:
-        page.screenshot(path=out / f"{name}.png", full_page=True)
+    def shot(name: str, full_page: bool = True) -> None:
+        page.screenshot(path=out / f"{name}.png", full_page=full_page)
 
     page.goto(URL)
     for _ in range(2):
@@ -154,8 +154,8 @@ def take_all(browser: Browser, out: Path, state: Path, password: str, **look: ob
     shot("import")
     fail(page, "mary")
     page.goto(f"{URL}/admin/mailpool/deliveryrecord/")
-    shot("records")
-    page.locator("tr:has(.mailpool-failed) th a").first.click()
+    shot("records", full_page=False)  # one of many screens
+    page.locator("tr:has(.mailpool-failed) th a").last.click()
     shot("record")
     context.close()
 

@@ -197,7 +197,8 @@ class DeliveryRecordAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "Nothing has been recorded yet. Send a message, such as a test message from a credential's "
         "page; if none appears here, see MAILPOOL['RECORDS'] in the settings."
     )
-    list_display = ("time", "result", "tenant_name", "account", "whom", "answer", "took")
+    # What became of it early, so that it is there on a phone.
+    list_display = ("time", "result", "answer", "whose", "account", "whom", "took")
     list_filter = (
         TimeFilter,
         "outcome",
@@ -251,6 +252,10 @@ class DeliveryRecordAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if record.outcome == Outcome.SENT:
             return f"{name} ({record.refused})" if record.refused else name
         return format_html('<span class="mailpool-failed">{}</span>', name)
+
+    @admin.display(description=_("tenant"))
+    def whose(self, record: DeliveryRecord) -> str:
+        return record.tenant_name
 
     @admin.display(description=_("account"))
     def account(self, record: DeliveryRecord) -> str:

@@ -9,7 +9,7 @@ import pytest
 from django.core.cache import cache
 from django.core.mail import EmailMessage
 
-from mailpool.models import Credential, MailServer, Tenant
+from mailpool.models import Credential, DeliveryRecord, MailServer, Tenant
 from mailpool.smtp.tls import tls_context
 from tests.scripted import ScriptedServer
 from tests.smtpd import PASSWORD
@@ -184,3 +184,26 @@ def test_why_a_tenant_fails_is_two_clicks_away(page, log_in, mail_host, real_mai
     answers.to_contain_text(["535 5.7.8 Authentication credentials invalid"] * 2)
     sync_api.expect(page.locator("#result_list")).not_to_contain_text("mary")
     assert len(steps.taken) <= 2, steps.taken
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_pages_fit(page, log_in, live_server, mail_host, real_mail, make_credential, width):
+    credential = make_credential(mail_host, "bob", password="not the password")
+    assert send("bob").status == "failed"
+    record = DeliveryRecord.objects.get()
+    page.set_viewport_size({"width": width, "height": 844})
+    log_in(f"{DASHBOARD}deliveryrecord/")
+    for path in (
+        "deliveryrecord/",
+        f"deliveryrecord/{record.pk}/change/",
+        "mailserver/connections/",
+        f"mailserver/{credential.server_id}/reset/",
+        f"mailserver/{credential.server_id}/pause/",
+        "credential/transfer/",
+    ):
+        page.goto(f"{live_server.url}{DASHBOARD}{path}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        if path == "deliveryrecord/" and width > 390:
+            last = page.locator("#result_list .field-took").bounding_box()
+            around = page.locator("#changelist .results").bounding_box()
+            assert last["x"] + last["width"] <= around["x"] + around["width"]
