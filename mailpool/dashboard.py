@@ -1,4 +1,4 @@
-"""What the dashboard shows: figures of delivery records, and the connections of this process.
+"""What the dashboard shows: figures of delivery records, and the connections of all processes.
 
 The database does the counting, over the chosen window alone, and returns as many rows as there are
 things to show. No time is computed by a database: the edges of hours and days are those of the
@@ -24,10 +24,9 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from mailpool import delivery
+from mailpool import delivery, overview
 from mailpool.models import DeliveryRecord
 from mailpool.models.records import EPOCH, Outcome, first_key
-from mailpool.smtp.stats import PoolStats
 
 # Servers and tenants that are shown by themselves; the rest is “others”.
 TOP = 10
@@ -136,8 +135,8 @@ class Sessions:
     open: int
     most: int
     waiting: int
-    accounts: tuple[tuple[str, int], ...] = field(default=())
-    """Credentials' ids, and how many connections each has; the most first."""
+    accounts: tuple[tuple[str, int, int], ...] = field(default=())
+    """Credentials' ids, how many connections each has, in how many processes; the most first."""
 
 
 def traffic(span: Span, now: datetime | None = None) -> Traffic | None:
@@ -279,8 +278,18 @@ def _group(key: Any, name: str, messages: Sequence[int], failures: Sequence[int]
     )
 
 
-def sessions(stats: PoolStats | None = None) -> Sessions:
-    """The connections of this process."""
-    stats = stats or delivery.stats()
-    counts = Counter(info.credential_id for info in stats.sessions if info.credential_id)
-    return Sessions(stats.open, stats.max_sessions, stats.waiting, tuple(counts.most_common(TOP)))
+def sessions() -> Sessions:
+    """The connections of all processes that are known to run; the limits are each process's own."""
+    running = [each for each in overview.processes() if each.state in ("own", "running")]
+    opened: Counter[str] = Counter()
+    having: Counter[str] = Counter()
+    for each in running:
+        for account in each.accounts:
+            opened[account.credential_id] += account.idle + account.busy
+        having.update({account.credential_id for account in each.accounts})
+    return Sessions(
+        open=sum(opened.values()),
+        most=len(running) * delivery.stats().max_sessions,
+        waiting=sum(each.waiting for each in running),
+        accounts=tuple((key, count, having[key]) for key, count in opened.most_common(TOP)),
+    )

@@ -256,15 +256,15 @@ def _attention(request: HttpRequest, found: Attention) -> dict[str, Any]:
 def _sessions(request: HttpRequest, found: Sessions, may_view_credentials: bool) -> dict[str, Any]:
     owners = {}
     if found.accounts:
-        ids = [key for key, _count in found.accounts]
+        ids = [key for key, _count, _processes in found.accounts]
         rows = Credential.objects.select_related("server", "tenant").in_bulk(ids)
         owners = {str(pk): row for pk, row in rows.items()}
     accounts = []
-    for key, count in found.accounts:
+    for key, count, processes in found.accounts:
         owner = owners.get(key)
         shown = owner if may_view_credentials else None
         name = str(shown) if shown else gettext("(hidden)") if owner else gettext("(deleted)")
-        most = owner.server.max_connections if owner else None
+        most = owner.server.max_connections * processes if owner else None
         url = _url(request, "credential_change", key) if shown else ""
         accounts.append((name, url, count, most))
     return {
