@@ -22,7 +22,6 @@ EXAMINED_AT_MOST = 1000
 SHOWN_AT_MOST = 20
 
 DAY = timedelta(days=1)
-EXPIRES_SOON = timedelta(days=30)
 
 # A single failure may be the recipient's fault.
 FAILURES = 2
@@ -62,9 +61,7 @@ class Attention:
     """Whether there are more credentials than were looked through."""
 
 
-def trouble(
-    credential: Credential, expires_within: timedelta = certificates.EXPIRES_SOON
-) -> tuple[str, str]:
+def trouble(credential: Credential) -> tuple[str, str]:
     """What is wrong with what is stored, in two words and in a sentence; empty if nothing is."""
     if credential.is_oauth and (found := _oauth_trouble(credential)):
         return found
@@ -78,7 +75,7 @@ def trouble(
     except SecretError as error:
         return gettext("does not decrypt"), str(error)
     if credential.client_certificate and (
-        expiry := certificates.attention(credential.client_certificate, expires_within)
+        expiry := certificates.attention(credential.client_certificate)
     ):
         return gettext("certificate"), expiry
     return "", ""
@@ -103,7 +100,7 @@ def _oauth_trouble(credential: Credential) -> tuple[str, str] | None:
 def attention(*, with_records: bool) -> Attention:
     """What active credentials need: one query, and three more *with_records*."""
     rows = list(_active().order_by("-needs_attention_since", "pk")[: EXAMINED_AT_MOST + 1])
-    found = [_problem(row, *trouble(row, EXPIRES_SOON)) for row in rows[:EXAMINED_AT_MOST]]
+    found = [_problem(row, *trouble(row)) for row in rows[:EXAMINED_AT_MOST]]
     problems = [each for each in found if each.reason]
     if with_records:
         problems += _by_records()

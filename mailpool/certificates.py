@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool.secret import Secret, SecretBytes
 
-EXPIRES_SOON = timedelta(days=14)
+EXPIRES_SOON = timedelta(days=30)
 
 
 def validate_client_certificate(value: str) -> None:

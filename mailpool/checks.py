@@ -336,7 +336,8 @@ def check_keys(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) ->
             Error(
                 "There is no encryption key, so no password can be stored or read.",
                 hint=f"{_GENERATE} Put it into MAILPOOL['ENCRYPTION_KEYS'] or the environment "
-                f"variable {conf.KEYS_VARIABLE}.",
+                f"variable {conf.KEYS_VARIABLE}, or have {conf.KEYS_VARIABLE}_FILE name its file. "
+                "If passwords are stored already, it has to be the key that encrypted them.",
                 id="mailpool.E012",
             )
         ]

@@ -64,7 +64,9 @@ def counts() -> dict[str, int]:
 
 def _keys() -> Finding:
     try:
-        return Finding("ok", {"keys": len(get_keyring().key_ids)})
+        count = len(get_keyring().key_ids)
+        state: State = "ok" if count else "failing"
+        return Finding(state, {"keys": count})
     except SecretError as error:
         return Finding("failing", {"what": str(error)})
 

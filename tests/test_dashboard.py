@@ -151,7 +151,7 @@ def test_a_page_takes_eleven_queries_at_the_most(admin_client):
         again = admin_client.get(PAGE)
     assert again.context["plots"] == response.context["plots"]
     assert again.context["attention"] == response.context["attention"]
-    assert len(second) == 2
+    assert len(second) == 3
 
 
 def test_too_many_records_are_not_counted(admin_client, monkeypatch):

@@ -192,10 +192,7 @@ def _plots(request: HttpRequest, found: Traffic) -> list[Plot]:
             plot(
                 name,
                 title,
-                gettext("Most went through %(name)s: %(count)s.")
-                % {"name": most.name, "count": _number(most.messages)}
-                if name == "server"
-                else gettext("Most are of %(name)s: %(count)s.")
+                gettext("Most are of %(name)s: %(count)s.")
                 % {"name": most.name, "count": _number(most.messages)},
                 *(
                     Series(each.name, each.steps, _group_url(request, name, each))

@@ -181,8 +181,9 @@ class RecordList(ChangeList):
         self.result_list = found[: self.list_per_page]
         if len(found) > len(self.result_list):
             self.older_url = self.get_query_string({BEFORE: self.result_list[-1].pk})
+        # Nothing is counted; where the two are the same, the page shows no number.
         self.result_count = len(self.result_list)
-        self.full_result_count = None
+        self.full_result_count = None if self.query else self.result_count
         self.show_full_result_count = self.show_admin_actions = False
         self.can_show_all = self.multi_page = False
         self.paginator = Paginator(self.result_list, self.list_per_page)
@@ -193,6 +194,7 @@ class DeliveryRecordAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Records, newest first."""
 
     change_list_template = "admin/mailpool/record_list.html"
+    show_facets = admin.ShowFacets.NEVER  # each of them would be counted
     empty_text = _(
         "Nothing has been recorded yet. Send a message, such as a test message from a credential's "
         "page; if none appears here, see MAILPOOL['RECORDS'] in the settings."

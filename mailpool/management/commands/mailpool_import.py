@@ -98,7 +98,7 @@ class Command(MailpoolCommand):
             )
         done = "Would be" if options["dry_run"] else "Were"
         if options["dry_run"] and not stands:
-            done = "With these put right, would be"
+            done = "With these put right, at least these would be"
         self.stdout.write(
             f"{done} created: {_counts(shown, True)}; changed: "
             f"{_counts(shown, False)}; as they were: {plan.unchanged}."
@@ -107,7 +107,8 @@ class Command(MailpoolCommand):
             end = "The rest was left out." if stands else "Nothing was imported."
             if options["dry_run"]:
                 end = ""
-            self.stdout.write(f"{len(plan.problems)} problems. {end}".strip())
+            count = len(plan.problems)
+            self.stdout.write(f"{count} problem{'s' * (count != 1)}. {end}".strip())
 
 
 def _bytes(path: str) -> bytes:

@@ -37,8 +37,8 @@ class Command(MailpoolCommand):
             raise CommandError(
                 "Say how old: set MAILPOOL['RECORDS_KEEP_DAYS'], or add --older-than DAYS."
             )
-        if isinstance(days, bool) or not isinstance(days, int) or not 0 <= days <= MOST_DAYS:
-            raise CommandError(f"{days!r} is no number of days. Nothing was removed.")
+        if isinstance(days, bool) or not isinstance(days, int) or not 1 <= days <= MOST_DAYS:
+            raise CommandError(f"{days!r} is no number of days from 1 on. Nothing was removed.")
         before = timezone.now() - timedelta(days=days)
         if options["dry_run"]:
             removed = recording.older_than(before).count()
