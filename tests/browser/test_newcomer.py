@@ -138,6 +138,8 @@ def test_the_switch_closes_what_is_open(
     connections = f"{live_server.url}{DASHBOARD}mailserver/connections/"
     with ScriptedServer() as host:
         server = make_credential(host, "bob").server
+        server.idle_timeout = 3600  # which would close it as well, later
+        server.save()
         assert not send("bob").reused
         assert send("bob").reused
         log_in(f"{DASHBOARD}mailserver/connections/")
