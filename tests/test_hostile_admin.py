@@ -14,6 +14,7 @@ from django.urls import reverse
 from mailpool import audit
 from mailpool.models import Credential, OAuthClient
 from tests.factories import CredentialFactory, MailServerFactory, SenderFactory
+from tests.records import add_records
 from tests.scripted import ScriptedServer
 
 pytestmark = pytest.mark.django_db
@@ -58,6 +59,12 @@ PARAMETERS = [
     "server__id",
     "tenant__id__exact",
     "proven",
+    "outcome",
+    "when",
+    "before",
+    "tenant",
+    "span",
+    "_facets",
     "when__gte",
     "when__year",
     "action__exact",
@@ -93,7 +100,7 @@ def rows():
     sender = SenderFactory(credential=credential)
     client = OAuthClient.objects.create(name="one", client_id="x", token_url="https://localhost/")
     made = [credential, server, credential.tenant, sender, client]
-    made.append(audit.AuditEntry.objects.first())
+    made += [audit.AuditEntry.objects.first(), *add_records(credential)]
     return {type(row): row for row in made}
 
 

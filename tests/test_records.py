@@ -487,3 +487,8 @@ FROM (SELECT %s::uuid AS tenant_a, %s::uuid AS tenant_b, %s::uuid AS credential_
     (SELECT n, ((extract(epoch FROM now()) * 1000000)::bigint - n::bigint * 6000000) << 11 AS key
         FROM generate_series(1, %s) AS n) AS numbers
 """
+
+
+def test_no_database_is_warned_of(capsys):
+    """MariaDB has no partial indexes, which Django would say with every command."""
+    assert [found.id for found in DeliveryRecord.check(databases=["default"])] == []

@@ -26,6 +26,7 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from mailpool.admin.plain import PlainAnswers
 from mailpool.models import Credential, DeliveryRecord, MailServer
 from mailpool.models.records import Outcome, first_key
 from mailpool.moments import moment
@@ -190,7 +191,7 @@ class RecordList(ChangeList):
 
 
 @admin.register(DeliveryRecord)
-class DeliveryRecordAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class DeliveryRecordAdmin(PlainAnswers, admin.ModelAdmin):  # type: ignore[type-arg]
     """Records, newest first."""
 
     change_list_template = "admin/mailpool/record_list.html"

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from django.conf import settings
+from django.core.checks import CheckMessage
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
@@ -162,6 +163,12 @@ class DeliveryRecord(models.Model):
 
     def __str__(self) -> str:
         return f"{self.local_time} {self.get_outcome_display()}: {self.message_id or self.sender}"
+
+    @classmethod
+    def check(cls, **kwargs: Any) -> list[CheckMessage]:
+        """What Django checks, without that MariaDB and MySQL have no partial indexes: there these
+        are whole ones, and nobody has to do anything about it."""
+        return [found for found in super().check(**kwargs) if found.id != "models.W037"]
 
     @property
     def local_time(self) -> str:
