@@ -21,7 +21,7 @@ INSTALLED_APPS = [
 ]
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-MAILPOOL = {"ENCRYPTION_KEYS": ["b" * 43 + "="], "MAX_SESSIONS": 600}
+MAILPOOL = {"ENCRYPTION_KEYS": ["b" * 43 + "="], "MAX_SESSIONS": 600, "RECORDS": "off"}
 POST_OFFICE = {
     "BACKENDS": {"default": "django.core.mail.backends.smtp.EmailBackend"},
     "THREADS_PER_PROCESS": 1,
