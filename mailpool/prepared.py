@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from django.db import connections
 from django.db.models import AutoField, Field, Model, QuerySet
@@ -57,6 +58,11 @@ class Prepared:
     converted: dict[int, Any]
     """Positions in a row of what the backend or the field converts."""
 
+    _chains: WeakKeyDictionary[Any, list[tuple[int, Any, Any]]] = field(
+        default_factory=WeakKeyDictionary, repr=False, compare=False
+    )
+    """By connection, which its converters belong to."""
+
     def rows(self, value: Any = None) -> list[Any]:
         """The instances, as the queryset's own execution would make them.
 
@@ -71,10 +77,12 @@ class Prepared:
         with connection.cursor() as cursor:
             cursor.execute(self.sql, parameters)
             found = cursor.fetchall()
-        converters = [
-            (position, expression, _converters(expression, connection))
-            for position, expression in (self.converted.items() if found else ())
-        ]
+        converters = self._chains.get(connection)
+        if converters is None:
+            converters = self._chains[connection] = [
+                (position, expression, _converters(expression, connection))
+                for position, expression in self.converted.items()
+            ]
         return [self._instance(list(row), converters, connection) for row in found]
 
     def _instance(

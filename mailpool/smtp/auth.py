@@ -40,7 +40,8 @@ _SHORTEST_SECRET = 6
 
 # A long token may be repeated only up to where a line of the server's ends; so many bytes of it
 # are no coincidence.
-_LONG_WORD = re.compile(rb"[\w.~+/=-]{16,}")
+_LONG = 16
+_LONG_WORD = re.compile(rb"[\w.~+/=-]{%d,}" % _LONG)
 
 Command = Callable[[bytes], Reply]
 Hide = Callable[..., bytes]  # of a text and of what was said before it
@@ -185,6 +186,6 @@ def hiding(params: SessionParams) -> Hide:
         for secret in secrets:
             if text.find(secret) >= 0 and secret not in said:
                 text = text.replace(secret, b"(hidden)")
-        return _LONG_WORD.sub(hide_part, text)
+        return text if len(text) < _LONG else _LONG_WORD.sub(hide_part, text)
 
     return hide

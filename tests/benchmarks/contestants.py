@@ -110,6 +110,16 @@ class DjangoOneConnection(DjangoOpening):
             backend.close()
 
 
+class DjangoSingle(DjangoOneConnection):
+    name = "Django, one connection, single sends"
+    batches = False
+
+    def send(self, mails):
+        for mail in mails:
+            self.backends[mail.login].open()
+            self.backends[mail.login].send_messages([mail.message()])
+
+
 class Mailpool(Contestant):
     name = "mailpool, batch"
     server: dict[str, object] = {}
@@ -372,6 +382,19 @@ class Raw(Contestant):
     def finish(self):
         self.say(b"QUIT\r\n", b"221 ")
         self.sock.close()
+
+
+class RawSingle(Raw):
+    """Likewise, but nothing of a message is written before the one before it was answered."""
+
+    name = "raw socket, single sends (the limit)"
+
+    def send(self, mails):
+        for envelope, content, replies in self.prepared:
+            self.sock.sendall(envelope)
+            self.lines(replies)
+            self.sock.sendall(content)
+            self.lines(1)
 
 
 @contextmanager
