@@ -31,29 +31,36 @@ class Mischief(ScriptedServer):
     def __init__(self, random: Random, **kwargs):
         super().__init__(**kwargs)
         self.random = random
-        self.in_excess: set[int] = set()  # connections with a reply too many
-        self.in_want: set[int] = set()  # ... and with one too few
+        # Connections with a reply too many, and with one too few → bodies at the first such time.
+        self.in_excess: dict[int, int] = {}
+        self.in_want: dict[int, int] = {}
 
     @property
     def muddled(self) -> set[int]:
-        """Messages on connections where the one makes up for the other: no client can tell."""
-        return self._messages_on(self.in_excess & self.in_want)
+        """Messages after which the one makes up for the other: no client can tell."""
+        both = self.in_excess.keys() & self.in_want.keys()
+        since = {each: min(self.in_excess[each], self.in_want[each]) - 1 for each in both}
+        return self._messages_since(since)
 
     @property
     def told_too_little(self) -> set[int]:
-        return self._messages_on(self.in_want)
+        return self._messages_since(dict.fromkeys(self.in_want, 0))
 
-    def _messages_on(self, connections):
-        return {number_of(body) for connection, body in self.bodies if connection in connections}
+    def _messages_since(self, since):
+        return {
+            number_of(body)
+            for index, (connection, body) in enumerate(self.bodies)
+            if connection in since and index >= since[connection]
+        }
 
     def _one_too_many(self, talk):
-        self.in_excess.add(talk.number)
+        self.in_excess.setdefault(talk.number, len(self.bodies))
         talk.write(b"250 2.1.0 one too many\r\n")
 
     def _perhaps_silently(self, talk):
         silently = self.random.random() < 0.1
         if silently:
-            self.in_want.add(talk.number)
+            self.in_want.setdefault(talk.number, len(self.bodies))
         talk.behave(silently=silently)
 
     def choose(self, talk, count):
