@@ -60,3 +60,21 @@ def test_few_dependencies():
         "cryptography",
         "django-environ",
     }
+
+
+def test_templates_work_in_a_project_without_the_admin():
+    """Django loads the template tags of all installed apps when it makes its engine."""
+    code = """
+import django
+from django.conf import settings
+engine = {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}
+apps = ["django.contrib.auth", "django.contrib.contenttypes", "mailpool"]
+settings.configure(INSTALLED_APPS=apps, TEMPLATES=[engine], SECRET_KEY="x")
+django.setup()
+from django.template import Template, Context
+print(Template("works").render(Context()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert done.stdout == "works\n"

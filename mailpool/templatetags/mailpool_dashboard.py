@@ -6,11 +6,12 @@ from typing import Any
 
 from django import template
 
-from mailpool.admin import dashboard
-
 register = template.Library()
 
 
 @register.inclusion_tag("admin/mailpool/dashboard.html", takes_context=True)
 def mailpool_dashboard(context: template.Context) -> dict[str, Any]:
+    # Not before: Django loads the tags of all apps, also in projects without its admin.
+    from mailpool.admin import dashboard
+
     return dashboard.context(context["request"])
