@@ -381,10 +381,11 @@ def report(job: Job) -> None:
 
 def _outcome(job: Job) -> MailpoolResult:
     if job.outcome is None:
-        job.outcome = made = make_result(job.attempt, job.error)
+        made = make_result(job.attempt, job.error)
         made.credential_id = str(job.credential.pk) if job.credential else None
         made.server, made.tenant = job.server, job.tenant
         job.trace = recording.trace(job.attempt)
+        job.outcome = made  # whole, whatever interrupts
     return job.outcome
 
 

@@ -13,6 +13,7 @@ import django
 import pytest
 from django.core import mail
 from django.core.mail import EmailMessage, mail_admins, send_mail, send_mass_mail
+from django.db import connection
 
 import mailpool
 from mailpool import delivery, signals
@@ -377,6 +378,24 @@ def test_interruption_leaves_no_message_without_an_outcome(bob, monkeypatch):
     statuses = [each.mailpool_result.status for each in batch]
     assert statuses == ["sent", "sent"] + ["failed"] * 5
     assert mailpool.stats().busy == 0
+
+
+def test_no_connection_is_held_while_the_database_writes(bob, monkeypatch):
+    """Nor between the parts of a long batch, which goes on with the same one."""
+    monkeypatch.setattr(delivery, "WINDOW_MESSAGES", 2)
+    busy = []
+
+    def look(execute, sql, *args):
+        if sql.startswith("INSERT"):
+            busy.append(mailpool.stats().busy)
+        return execute(sql, *args)
+
+    batch = [message(subject=str(number)) for number in range(5)]
+    with connection.execute_wrapper(look):
+        EmailBackend().send_messages(batch)
+    assert len(busy) >= 3
+    assert set(busy) == {0}
+    assert len({each.mailpool_result.session_id for each in batch}) == 1
 
 
 def test_interruption_in_a_receiver_does_not_undo_what_was_sent(bob):
