@@ -1,8 +1,10 @@
 """What delivery records cost: ``python -m tests.benchmarks.records``.
 
 Sends the same messages with ``MAILPOOL["RECORDS"]`` off and on, in turns of a few messages, so that
-the machine's moods hit both. The database is that of ``DATABASE_URL`` (PostgreSQL is what counts),
-the mail host is a process of its own on loopback. Medians of the turns, milliseconds per message.
+the machine's moods hit both. The database is that of ``DATABASE_URL`` (PostgreSQL is what counts).
+The mail host is on loopback: a private Postfix with Dovecot's logins, or a process that files
+nothing, which makes the records look more expensive than they are beside a real server. Medians of
+the turns, milliseconds per message.
 """
 
 from __future__ import annotations
@@ -15,12 +17,28 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 BODY = "Hello!\n\nThis is a short text, as most mail is.\n" * 4
 
 
 @contextmanager
-def mail_host(security: str):
+def postfix():
+    """``(port, CA)`` of a Postfix, over STARTTLS."""
+    from tests.integration.postfix import Postfix
+    from tests.smtpd import Authority
+
+    authority = Authority()
+    with (
+        TemporaryDirectory(prefix="benchmark-") as folder,
+        Postfix(Path(folder), authority, ["acme"]) as host,
+    ):
+        yield host.port, authority.pem
+
+
+@contextmanager
+def counting_host(security: str):
     """``(port, CA)`` of a host in another process, which files nothing."""
     host = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "tests.load_host", security],
@@ -104,11 +122,16 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=60)
     parser.add_argument("--levels", default="counts,addresses")
     parser.add_argument("--recipients", type=int, default=1)
-    parser.add_argument("--security", default="starttls", choices=["starttls", "plain"])
+    parser.add_argument("--host", default="postfix", choices=["postfix", "starttls", "plain"])
     parser.add_argument("--transaction", action="store_true", help="within one of the caller's")
     parser.add_argument("--profile", action="store_true", help="where the time goes, of one level")
     options = parser.parse_args()
 
+    from tests.integration.postfix import why_not
+
+    if options.host == "postfix" and (reason := why_not()):
+        print(f"Postfix and Dovecot: {reason}. Try --host starttls.", file=sys.stderr)
+        return 1
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
     import warnings
 
@@ -123,9 +146,10 @@ def main() -> int:
     name = connection.creation.create_test_db(verbosity=0, autoclobber=True)
     levels = ["off", *options.levels.split(",")]
     try:
-        with mail_host(options.security) as (port, ca):
-            make_account(port, ca, options.security)
-            print(f"{connection.vendor}, {options.security}, {options.recipients} recipient(s)")
+        is_real = options.host == "postfix"
+        with postfix() if is_real else counting_host(options.host) as (port, ca):
+            make_account(port, ca, "starttls" if is_real else options.host)
+            print(f"{connection.vendor}, {options.host}, {options.recipients} recipient(s)")
             for title, messages, calls in (("singly", 1, 20), ("batch of 100", 100, 1)):
                 sender = Sender(messages, calls, options.recipients)
                 if options.profile:
