@@ -38,6 +38,7 @@ MAX_ACCOUNTS = 100  # told in a row; the others are only counted
 # The longest idle timeout: who was not heard of for so long has no idle connection left.
 KEEP = timedelta(hours=1)
 KEEP_GONE = timedelta(minutes=5)  # of this machine, where one can see that they are gone
+LEAVING = 2.0  # seconds that the end of a process may wait for the database
 CLEAN_UP_AT_MOST = 500  # rows of each kind, whenever a process tells of itself for the first time
 
 
@@ -104,6 +105,7 @@ class Reporter:
         self._due = 0.0
         self._sooner = 0
         self._opened = 0
+        self._using = self._database = ""  # where the row is
 
     def is_due(self, opened: int) -> bool:
         """Whether to report, after *opened* connections in all; if so, not again for a while."""
@@ -156,25 +158,42 @@ class Reporter:
             started_at=process.started_at(),
             **values,
         )
+        self._using, self._database = using, _name_of(using)
         atexit.unregister(self.leave)
         atexit.register(self.leave)
         clean_up(using)
 
     def leave(self) -> None:
-        """At the end of the process: remove the row, where no connection has to be made for it."""
+        """At the end of the process: remove the row. Never raises, and takes ``LEAVING`` at most.
+
+        On a connection of its own: Django has closed that of a request or a command by now.
+        """
         if self.pid != os.getpid():
             return  # a child; the row is its parent's
+        thread = threading.Thread(target=self._remove, name="mailpool-leaving", daemon=True)
         try:
-            using = router.db_for_write(SendingProcess)
-            connection = connections[using]
-            if connection.connection is not None and not connection.in_atomic_block:
-                SendingProcess.objects.using(using).filter(pk=self.key).delete()
+            thread.start()
+        except RuntimeError:
+            return  # Python 3.12.0 and 3.12.1 can't at their end
+        thread.join(LEAVING)
+
+    def _remove(self) -> None:
+        try:
+            if _name_of(self._using) == self._database:  # and not a test's, which is no more
+                try:
+                    SendingProcess.objects.using(self._using).filter(pk=self.key).delete()
+                finally:
+                    connections.close_all()  # this thread's
         except Exception as error:
             logger.debug(
                 "The row of this process is left behind: %s",
                 error,
                 extra=event("mailpool.connections_not_reported", error=error),
             )
+
+
+def _name_of(using: str) -> str:
+    return str(connections.settings[using]["NAME"])
 
 
 def report(pool: SessionPool) -> None:

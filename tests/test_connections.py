@@ -34,6 +34,9 @@ from tests.test_backend import message
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+# These can't start a thread at their end, so that the row of their process is left behind.
+SAYS_GOODBYE = sys.version_info[:3] not in ((3, 12, 0), (3, 12, 1))
+
 
 @pytest.fixture(autouse=True)
 def reporter(monkeypatch):
@@ -132,10 +135,11 @@ def test_four_workers_and_a_shell(mail_host, bob, mary, admin):  # noqa: F811
         call_command("mailpool_status", stdout=out)
         assert "gone, told" in out.getvalue()
 
-        # So is one that has ended. Django has closed a command's connection by then.
+        # One that ends by itself says so, though Django has closed a command's connection by then.
         shell_process.stdin.close()
         assert shell_process.wait(20) == 0
-        assert others()[shell.pid].state == "gone"
+        assert (shell.pid in others()) is not SAYS_GOODBYE
+        assert others()[workers[0].pid].state == "gone"
 
 
 SCRIPT = """
@@ -145,11 +149,21 @@ assert _send("bob") == "sent"
 from mailpool.models import SendingProcess
 assert SendingProcess.objects.count() == 1
 """
+# A child of a fork that ends in the ordinary way, too.
+FORK = """
+import os, sys
+if os.fork() == 0:
+    sys.exit(0)
+assert os.wait()[1] == 0
+assert SendingProcess.objects.count() == 1
+"""
 
 
-def test_a_script_that_ends_takes_its_row_along(bob):
-    processes.run(SCRIPT)
-    assert not SendingProcess.objects.exists()
+@pytest.mark.parametrize("more", ["", FORK, "raise SystemExit", "raise_an_error"])
+def test_a_script_that_ends_takes_its_row_along(bob, more):
+    script = processes.start(SCRIPT + more, stderr=subprocess.DEVNULL)
+    assert script.wait(60) == (more == "raise_an_error")
+    assert SendingProcess.objects.exists() is not SAYS_GOODBYE
 
 
 def test_a_child_leaves_its_parents_row_alone(bob, reporter):
@@ -160,6 +174,48 @@ def test_a_child_leaves_its_parents_row_alone(bob, reporter):
     reporter.pid -= 1
     reporter.leave()
     assert not SendingProcess.objects.exists()
+
+
+def leaving():
+    return next((each for each in threading.enumerate() if each.name == "mailpool-leaving"), None)
+
+
+def test_a_database_that_hangs_does_not_keep_a_process_from_ending(bob, reporter, monkeypatch):
+    send("bob")
+    monkeypatch.setattr(reporting, "LEAVING", 0.05)
+    with transaction.atomic():
+        SendingProcess.objects.update(waiting=7)  # nobody else may write it now
+        reporter.leave()
+        thread = leaving()
+        assert thread.daemon
+    thread.join(30)
+    assert not SendingProcess.objects.exists()
+
+
+def test_a_database_that_fails_does_not_disturb_the_end(bob, reporter, no_table, caplog):
+    reporter._using, reporter._database = "default", connection.settings_dict["NAME"]
+    caplog.set_level("DEBUG", "mailpool")
+    reporter.leave()
+    assert "left behind" in caplog.text
+
+
+def test_the_end_of_a_test_run_leaves_the_real_database_alone(bob, reporter, monkeypatch):
+    send("bob")
+    monkeypatch.setattr(reporter, "_database", "test_shop")  # Django has switched back since
+    reporter.leave()
+    assert SendingProcess.objects.exists()
+
+
+def test_where_no_thread_can_be_started_the_row_is_left(bob, reporter, monkeypatch):
+    send("bob")
+
+    def start(thread):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        reporter.leave()
+    assert SendingProcess.objects.exists()
 
 
 # What a process tells

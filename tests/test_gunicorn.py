@@ -12,7 +12,15 @@ import pytest
 from mailpool import overview
 from tests import processes, sending_processes
 from tests.test_admin import CONNECTIONS, SERVERS, admin  # noqa: F401
-from tests.test_connections import bob, kill, mary, others, reporter, wait_until  # noqa: F401
+from tests.test_connections import (  # noqa: F401
+    SAYS_GOODBYE,
+    bob,
+    kill,
+    mary,
+    others,
+    reporter,
+    wait_until,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -135,3 +143,7 @@ def test_four_workers_of_gunicorn_and_a_shell(mail_host, bob, mary, admin, optio
         assert page.count("<strong>gone</strong>") == 1
         assert f"process {new} on" in page
         assert mail_host.connections == 15
+
+    # Those that have ended in the ordinary way are no more: gone is who died.
+    assert {pid for pid, each in others().items() if each.state == "gone"} >= {killed}
+    assert (set(others()) == {killed}) is SAYS_GOODBYE
