@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from django.core.cache import cache
 
 from mailpool import delivery
 from tests.smtpd import Authority, MailHost
@@ -8,10 +9,11 @@ from tests.smtpd import Authority, MailHost
 
 @pytest.fixture(autouse=True)
 def _no_connection_left():
-    """Each test starts and ends with an empty pool."""
+    """Each test starts and ends with an empty pool, and nothing that pages keep for a minute."""
     yield
     delivery.get_pool().close()
     delivery.get_pool().forgive()
+    cache.clear()
 
 
 @pytest.fixture(scope="session")

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from django.core.cache import cache
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
-from django.utils import timezone
 from django.utils.formats import number_format
 from django.utils.http import urlencode
-from django.utils.translation import get_language, gettext
+from django.utils.translation import gettext
 
-from mailpool import __version__, conf
+from mailpool import conf
+from mailpool.admin.cached import cached
 from mailpool.attention import Attention, attention
 from mailpool.dashboard import SPANS, Group, Sessions, Span, Traffic, sessions, traffic
 from mailpool.models import Credential, MailServer
 
 DEFAULT_SPAN = "24h"
-CACHED = 60  # seconds
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +77,7 @@ def context(request: HttpRequest) -> dict[str, Any]:
         page |= _traffic(request)
         page |= _start(request, page["traffic"])
     if may.credentials:
-        found = _cached(f"attention:{may.records:d}", lambda: attention(with_records=may.records))
+        found = cached(f"attention:{may.records:d}", lambda: attention(with_records=may.records))
         page |= _attention(request, found)
     if may.connections:
         page |= _sessions(request, sessions(), may.credentials)
@@ -104,18 +100,6 @@ class Permissions:
         return self.records or self.credentials or self.connections
 
 
-def _cached(name: str, make: Callable[[], Found]) -> Found:
-    """*make*'s result, at most a minute old. It holds texts and times of the reader's own."""
-    # The pool is this process's own, so it is never kept here.
-    zone = timezone.get_current_timezone_name()
-    key = f"mailpool:dashboard:{__version__}:{name}:{zone}:{get_language()}"
-    found: Found | None = cache.get(key)
-    if found is None:
-        found = make()
-        cache.set(key, found, CACHED)
-    return found
-
-
 def _traffic(request: HttpRequest) -> dict[str, Any]:
     """The chosen span's figures, or those of the longest one that is not too much."""
     chosen = SPANS.get(request.GET.get("span", ""), SPANS[DEFAULT_SPAN])
@@ -136,7 +120,7 @@ def _traffic(request: HttpRequest) -> dict[str, Any]:
 
 def _counted(span: Span) -> Traffic | None:
     # That there is too much to count is worth remembering as well.
-    (found,) = _cached(f"traffic:{span.key}", lambda: (traffic(span),))
+    (found,) = cached(f"traffic:{span.key}", lambda: (traffic(span),))
     return found
 
 

@@ -26,6 +26,7 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from mailpool.admin.cached import cached
 from mailpool.admin.plain import PlainAnswers
 from mailpool.models import Credential, DeliveryRecord, MailServer
 from mailpool.models.records import Outcome, first_key
@@ -73,14 +74,26 @@ class RelationFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         chosen = self.value()
-        model = DeliveryRecord._meta.get_field(str(self.parameter_name)).related_model
-        rows = list(model._base_manager.order_by("pk")[:OFFERED]) if self.offers else []  # type: ignore[union-attr]
-        found = sorted(((str(row.pk), str(row)) for row in rows), key=lambda each: each[1])
+        found = self._offered()
+        if chosen and chosen not in (SITE, *dict(found)) and len(found) < OFFERED:
+            found = self._offered(anew=True)  # it may be of this minute
         if self.parameter_name == "tenant":
             found.append((SITE, gettext("(site)")))
         if chosen and chosen not in dict(found):
             found.append((chosen, chosen))
         return found
+
+    def _offered(self, *, anew: bool = False) -> list[tuple[str, str]]:
+        """Keys and names: not asked for with each page, since a list shall take five queries."""
+        if not self.offers:
+            return []
+        model = DeliveryRecord._meta.get_field(str(self.parameter_name)).related_model
+
+        def read() -> list[tuple[str, str]]:
+            rows = model._base_manager.order_by("pk")[:OFFERED]  # type: ignore[union-attr]
+            return sorted(((str(row.pk), str(row)) for row in rows), key=lambda each: each[1])
+
+        return list(cached(f"offered:{self.parameter_name}", read, anew=anew))
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         chosen = self.value()
