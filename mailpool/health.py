@@ -1,6 +1,7 @@
 """Whether this process can send mail: for load balancers, Kubernetes and monitors.
 
-A *failure* is what keeps all mail from being sent: no keys, no database, no room in the pool.
+A *failure* is what keeps all mail from being sent: no keys or others than the stored passwords
+are under, no database, no room in the pool.
 What concerns single accounts is a *warning* and no more: a tenant's wrong password must not take
 a process out of service.
 """
@@ -24,7 +25,7 @@ from django.views.decorators.http import require_safe
 from mailpool import conf, delivery, marker, ownership
 from mailpool.exceptions import MailpoolError, SecretError
 from mailpool.models import Credential
-from mailpool.vault import get_keyring
+from mailpool.vault import Sealed, get_keyring
 
 State = Literal["ok", "warning", "failing"]
 
@@ -32,6 +33,9 @@ State = Literal["ok", "warning", "failing"]
 KEEP = 5.0
 # And so long while the next one is not there: a database that hangs is none.
 PATIENCE = 20.0
+
+# So many credentials' secrets are opened at each look.
+TRIED = 10
 
 PERMISSION = "mailpool.view_credential"
 
@@ -48,8 +52,12 @@ Report = dict[str, Finding]
 
 
 def check() -> Report:
-    """Look at everything, now: three queries at the most, and no connection to a mail server."""
-    return {"keys": _keys(), "pool": _pool(), **_database()}
+    """Look at everything, now: four queries at the most, and no connection to a mail server."""
+    database = _database()
+    keys = _keys()
+    if keys.state == "ok" and database["database"].state == "ok":
+        keys = _fitting(keys)
+    return {"keys": keys, "pool": _pool(), **database}
 
 
 def counts() -> dict[str, int]:
@@ -69,6 +77,41 @@ def _keys() -> Finding:
         return Finding(state, {"keys": count})
     except SecretError as error:
         return Finding("failing", {"what": str(error)})
+
+
+def _fitting(keys: Finding) -> Finding:
+    """*keys*, if they open what is stored: that is tried with the secrets of some credentials."""
+    stored = (
+        Credential.objects.filter(is_active=True, server__is_active=True)
+        .exclude(password=Sealed(""), refresh_token=Sealed(""), client_key=Sealed(""))
+        .select_related("server", "oauth_client")
+        .order_by("pk")[:TRIED]  # by random keys, so these are any
+    )
+    try:
+        opens = [_opens(credential) for credential in stored]
+    except Error:
+        return keys  # the database has its own check
+    if all(opens):
+        return keys
+    if any(opens):
+        text = (
+            "Some stored passwords do not decrypt, and nothing is sent for those accounts. "
+            "mailpool_check says which."
+        )
+        return Finding("warning", {**keys.about, "what": text})
+    text = (
+        "No stored password decrypts, so no mail that needs one can be sent. The encryption keys "
+        "are not those that the passwords were stored with: put the former ones back."
+    )
+    return Finding("failing", {**keys.about, "what": text})
+
+
+def _opens(credential: Credential) -> bool:
+    try:
+        credential.password, credential.refresh_token, credential.client_key  # noqa: B018
+    except SecretError:
+        return False
+    return True
 
 
 def _pool() -> Finding:

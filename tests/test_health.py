@@ -14,7 +14,11 @@ from django.urls import path
 
 from mailpool import delivery, health
 from mailpool.checks import check_settings
+from mailpool.exceptions import SecretError
+from mailpool.models import Credential, OAuthClient
+from mailpool.vault import generate_key
 from tests.factories import CredentialFactory, SenderFactory
+from tests.smtpd import PASSWORD
 
 TOKEN = "a-token-that-is-long-enough"
 
@@ -88,6 +92,76 @@ def test_without_keys_it_fails(settings):
     assert status == 503
     assert "key" in answer["checks"]["keys"]["what"]
     assert "short" not in answer["checks"]["keys"]["what"].split()
+
+
+def with_keys(settings, *keys):
+    settings.MAILPOOL = {**settings.MAILPOOL, "ENCRYPTION_KEYS": list(keys)}
+
+
+def test_with_another_key_it_fails(settings):
+    (right,) = settings.MAILPOOL["ENCRYPTION_KEYS"]
+    wrong = generate_key()
+    with_keys(settings, wrong)
+    assert anew()[0] == 200  # nothing is stored yet
+    with_keys(settings, right)
+    credential = CredentialFactory()
+    assert anew()[0] == 200
+    with_keys(settings, wrong)
+    status, answer = anew()
+    assert (status, answer["checks"]["keys"]) == (503, "failing")
+    assert "what" not in str(answer)
+    with pytest.raises(SecretError):
+        credential.refresh_from_db()
+        str(credential.password)
+    status, answer = anew(TOKEN)
+    assert (status, answer["checks"]["keys"]["status"]) == (503, "failing")
+    assert "no mail that needs one can be sent" in answer["checks"]["keys"]["what"]
+    for name in (PASSWORD, credential.username, str(credential.pk), credential.server.host, wrong):
+        assert name not in str(answer)
+    with_keys(settings, wrong, right)  # put back
+    assert anew(TOKEN)[1]["status"] == "ok"
+
+
+def test_one_password_that_does_not_decrypt_takes_no_process_out_of_service(settings):
+    credentials = CredentialFactory.create_batch(3)
+    stolen = credentials[0].password_ciphertext
+    Credential.objects.filter(pk=credentials[1].pk).update(password=stolen)
+    assert ask() == (200, anew()[1])
+    assert ask()[1]["checks"]["keys"] == "ok"
+    answer = ask(TOKEN)[1]
+    assert (answer["status"], answer["checks"]["keys"]["status"]) == ("warning", "warning")
+    assert credentials[1].username not in str(answer)
+    # Nor one that nobody uses.
+    Credential.objects.filter(pk=credentials[1].pk).update(is_active=False)
+    assert anew(TOKEN)[1]["status"] == "ok"
+
+
+def test_refresh_tokens_need_the_key_as_well(settings):
+    client = OAuthClient.objects.create(name="Provider", client_id="id", client_secret="secret")
+    CredentialFactory(
+        kind="authorization_code", oauth_client=client, password="", refresh_token="token"
+    )
+    assert anew()[0] == 200
+    with_keys(settings, generate_key())
+    assert anew()[0] == 503
+
+
+def test_accounts_without_a_login_need_no_key(settings):
+    CredentialFactory(username="", password="")
+    with_keys(settings, generate_key())
+    assert anew()[0] == 200
+
+
+def test_a_database_that_fails_while_passwords_are_read_is_no_wrong_key():
+    CredentialFactory()
+
+    def fail(execute, sql, params, many, context):
+        if "password" in sql:
+            raise OperationalError("gone")
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(fail):
+        assert ask()[1]["checks"]["keys"] == "ok"
 
 
 @pytest.mark.parametrize("token", [None, TOKEN])
@@ -177,7 +251,7 @@ def test_it_asks_little_and_seldom(settings, django_assert_max_num_queries, mail
     settings.MAILPOOL = {**settings.MAILPOOL, "VERIFY_SENDERS": True, "SITE": "here"}
     for _ in range(5):
         SenderFactory()
-    with django_assert_max_num_queries(3):
+    with django_assert_max_num_queries(4):
         ask()
     with django_assert_max_num_queries(0):
         assert [ask(TOKEN)[0] for _ in range(20)] == [200] * 20
