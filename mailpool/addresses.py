@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from email.headerregistry import Address, AddressHeader
+from email.headerregistry import AddressHeader
 from functools import lru_cache
 
 from django.utils.encoding import punycode
 
 from mailpool.exceptions import InvalidMessage
+
+# What stands without quotes, as RFC 5322 has it. The standard library's Address leaves them out
+# also where dots begin, end or follow each other.
+_DOT_ATOM = re.compile(r"""[^\s()<>\[\]:;@\\,."]+(\.[^\s()<>\[\]:;@\\,."]+)*""")
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Mailbox:
         """The address for the envelope, quoted where the local part needs it."""
         if not self.domain:
             return self.local
-        return str(Address(username=self.local, domain=self.domain))
+        return f"{self._quoted}@{self.domain}"
 
     @property
     def needs_smtputf8(self) -> bool:
@@ -33,8 +38,18 @@ class Mailbox:
 
     @property
     def key(self) -> str:
-        """What senders are compared by: lower case throughout, as providers do."""
-        return f"{self.local}@{self.domain}".lower()
+        """What senders are compared by: lower case throughout, as providers do.
+
+        An address as well, that reads as the same one: it is what is stored of a sender.
+        """
+        return f"{self._quoted}@{self.domain}".lower()
+
+    @property
+    def _quoted(self) -> str:
+        if not self.local or _DOT_ATOM.fullmatch(self.local):
+            return self.local
+        escaped = re.sub(r'(["\\])', r"\\\1", self.local)
+        return f'"{escaped}"'
 
     @property
     def domain_key(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from email.headerregistry import Address
 
 import pytest
 from django.core.exceptions import ValidationError
@@ -10,6 +11,7 @@ from django.core.mail import EmailMessage
 from django.db import IntegrityError, connection, transaction
 from django.db.models import RestrictedError
 
+from mailpool.backends import EmailBackend
 from mailpool.exceptions import NoRoute
 from mailpool.models import SERVER_BOUNDS, Credential, MailServer, Sender, Tenant
 from mailpool.routing import Router
@@ -168,10 +170,30 @@ def test_private_keys_are_not_taken_for_certificates(authority):
         ("Shop@Example.COM", "shop@example.com"),
         ("@Bücher.example", "@xn--bcher-kva.example"),
         (" a@b.example ", "a@b.example"),
+        ('"A b"@example.com', '"a b"@example.com'),
+        ('"needless"@example.com', "needless@example.com"),
+        ('"a..b"@example.com', '"a..b"@example.com'),
+        (r'"a\"\\b"@example.com', r'"a\"\\b"@example.com'),
+        ('"@b"@example.com', '"@b"@example.com'),
     ],
 )
 def test_senders_are_kept_in_one_form(text, normal):
     assert normalize_sender(text) == normal
+    assert normalize_sender(normal) == normal
+
+
+def test_a_sender_that_needs_quotes_is_entered_found_and_sent_as(mail_host, make_credential):
+    address = '"A b"@example.com'
+    bob = make_credential(mail_host, "bob")
+    sender = Sender(credential=bob, address=address)
+    sender.full_clean()
+    sender.save()
+    assert Sender.objects.get().address == '"a b"@example.com'
+    mail = EmailMessage("hello", "text", f"Bob <{address}>", ["c d <you@example.com>"])
+    EmailBackend().send_messages([mail])
+    sent = mail_host.delivered[0]
+    assert (sent.login, sent.sender) == ("bob", address)
+    assert sent.message["From"].addresses[0] == Address("Bob", "A b", "example.com")
 
 
 @pytest.mark.parametrize("text", ["", "@", "a", "a@", "A <a@b.example>", "a@b, c@d", "a@b\n"])

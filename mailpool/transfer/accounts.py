@@ -186,8 +186,7 @@ def _senders(draft: Draft, item: Item, taken: dict[Owned, Any]) -> None:
     seen: set[str] = set()
     for text in item.said.cells.get("senders", ()):
         try:
-            # Twice, as storing it does: what has to be quoted can't be stored.
-            address = normalize_sender(normalize_sender(text))
+            address = normalize_sender(text)
             sender = Sender(credential=row, address=address)
             sender.clean_fields(exclude={"credential"})
         except ValidationError as error:
