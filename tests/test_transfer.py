@@ -208,7 +208,7 @@ def test_every_error_is_in_one_report_and_nothing_is_imported(run):
         ("d", "Main", "", "d", "", "", "", "", "", "", ""),
         ("e", "Main", "", "e", SECRET, "e@", "abc", "ssl", "e@@", "maybe", "-1"),
         (*BOB, "", "", "", "", ""),
-        ("f", "Main", "", "", SECRET, 'bob@x.test bob@x.test b@b@x.test', "", "", "", "", ""),
+        ("f", "Main", "", "", SECRET, "bob@x.test bob@x.test b@b@x.test", "", "", "", "", ""),
         ("g", "Main", "smtp.other.test", "g", SECRET, "", "", "", "", "", ""),
     ]
     text, status = run(table(*rows, head=head))
