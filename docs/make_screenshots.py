@@ -144,7 +144,7 @@ def take_all(browser: Browser, out: Path, state: Path, password: str, **look: ob
     shot("server-add")
     page.goto(f"{URL}/admin/mailpool/mailserver/")
     page.click("#result_list tbody th a")
-    page.click("text=Change address")
+    page.click("text=Change host, port or security")
     page.fill("#id_host", "mail.example.net")
     page.click(".submit-row input")
     shot("server-move")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import unescape
+
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
@@ -9,6 +11,7 @@ from django.contrib.auth.models import Permission
 from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
 from django.db import connection
+from django.utils.html import strip_tags
 
 from mailpool import relocation, rotation
 from mailpool.backends import EmailBackend
@@ -178,9 +181,13 @@ def test_change_address(server, staff, new_host):
     assert f"{server.pk}/move/" in client.get(f"{SERVERS}{server.pk}/change/").content.decode()
     url = f"{SERVERS}{server.pk}/move/"
     assert "2 stored passwords and keys, of 2 tenants" in client.get(url).content.decode()
+    secure = {"host": server.host, "port": server.port, "security": "tls"}
+    asked = unescape(strip_tags(client.post(url, secure).content.decode()))
+    assert f"{server.host}:{server.port}, STARTTLS (usually port 587), to" in asked
+    assert f"{server.host}:{server.port}, Implicit TLS (usually port 465)." in asked
     asked = client.post(url, address(new_host)).content.decode()
     assert "Are you sure" in asked
-    assert "2 stored passwords and keys, of 2 tenants, will be presented" in asked
+    assert "2 stored passwords and keys, of 2 tenants, go along" in asked
     assert MailServer.objects.get().port == server.port
     done = client.post(url, address(new_host, confirmed="yes"), follow=True).content.decode()
     assert "2 stored passwords and keys are presented to" in done
@@ -211,7 +218,7 @@ def test_change_address_to_nonsense(server, staff):
     assert "host name alone" in page
     assert "less than or equal to 65535" in page
     same = {"host": server.host, "port": server.port, "security": server.security}
-    assert "address that it has" in client.post(url, same).content.decode()
+    assert "Host, port and security are these already" in client.post(url, same).content.decode()
     assert client.get(f"{SERVERS}{generate_key()}/move/").status_code == 404
 
 

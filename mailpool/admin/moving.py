@@ -1,4 +1,4 @@
-"""“Change address”: whom a server's stored passwords are presented to, decided by who may."""
+"""“Change host, port or security”: whom stored passwords are presented to, decided by who may."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class AddressForm(forms.ModelForm):  # type: ignore[type-arg]
     def clean(self) -> dict[str, Any] | None:
         cleaned = super().clean()
         if cleaned is not None and not self.changed_data:
-            raise forms.ValidationError(_("That is the address that it has."))
+            raise forms.ValidationError(_("Host, port and security are these already."))
         return cleaned
 
 
@@ -79,7 +79,7 @@ class MovePage(OwnPages):
         if valid and "confirmed" in request.POST:
             return self._move(request, server, form.cleaned_data)
         context = {
-            "title": _("Change address"),
+            "title": _("Change host, port or security"),
             "form": form,
             "asks_for": form.instance if valid else None,
             "consequence": _consequence(relocation.at_stake(server)),
@@ -116,7 +116,7 @@ class MovePage(OwnPages):
 
 
 def _consequence(stake: relocation.Stake) -> str:
-    """Whose passwords will be presented to the new address."""
+    """Whose passwords will be presented there."""
     if not stake.secrets:
         return gettext("No password and no key is stored for this server.")
     if not stake.tenants:
@@ -130,7 +130,7 @@ def _consequence(stake: relocation.Stake) -> str:
     else:
         owners = ngettext("%(count)d tenant", "%(count)d tenants", stake.tenants)
     return ngettext(
-        "%(count)d stored password or key, of %(owners)s, will be presented to the new address.",
-        "%(count)d stored passwords and keys, of %(owners)s, will be presented to the new address.",
+        "%(count)d stored password or key, of %(owners)s, goes along.",
+        "%(count)d stored passwords and keys, of %(owners)s, go along.",
         stake.secrets,
     ) % {"count": stake.secrets, "owners": owners % {"count": stake.tenants}}

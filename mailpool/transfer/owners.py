@@ -117,8 +117,8 @@ def _redirects(item: Item) -> bool:
 def _redirected(row: MailServer) -> str:
     text = _(
         "Passwords are stored for this server at %(host)s:%(port)d (%(security)s), and an import "
-        "never presents them to another address. Somebody who may use “Change address” in the "
-        "admin has to decide that; or give the new address a server name of its own."
+        "never presents them anywhere else. Somebody who may use “Change host, port or security” "
+        "in the admin has to decide that; or give the new address a server name of its own."
     )
     return text % {"host": row.host, "port": row.port, "security": row.security}
 
