@@ -366,12 +366,36 @@ def test_files_that_are_none(run, content, told):
     assert told in text
     assert "Nothing was imported" in text
     assert not Tenant.objects.exists()
+    # As none of it was compared, there is nothing to say of what would be done.
+    text, status = run(content, "--dry-run")
+    assert (status, told in text) == (1, True)
+    assert ("put right" in text) == ("cells and" in told)
+    assert json.loads(run(content, "--dry-run", "--json")[0])["problems"]
+
+
+def test_columns_are_listed_by_the_command_and_not_in_each_problem(run):
+    text, _ = run("tenant,server,sever,nonsense\nb,m,x,x\n")
+    assert "Line 1, sever: There is no such column. Did you mean server? All columns are" in text
+    assert "Line 1, nonsense: There is no such column. All columns are listed by" in text
+    assert "bounce_address" not in text
+    out = io.StringIO()
+    call_command("mailpool_import", "--columns", stdout=out)
+    assert [line.split()[0] for line in out.getvalue().splitlines()[2:]] == list(columns())
+    assert re.search(r"^security +server +starttls, tls, plain$", out.getvalue(), re.MULTILINE)
+    with pytest.raises(CommandError, match="Give the file"):
+        call_command("mailpool_import")
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('{"tenant": "bob"}', "Line 1: Write a list of rows"),
+        ('{"tenant": "bob"}', "Line 1: The file has to begin with ["),
+        ('{"a":1', "Line 1: The file has to begin with ["),
+        ('[{"a":1', "Line 1: The file ends before its list"),
+        ('[{"tenant": "bob"},\n{"tenant": "bo', "Line 2: The file ends before its list"),
+        ('[{"tenant": "bob"}', "Line 1: The file ends before its list"),
+        ('[{"tenant": "bob"},\n', "Line 2: The file ends before its list"),
+        ("[", "Line 1: The file ends before its list"),
         ('[{"tenant": "bob"},\n{"tenant" "bob"}]', "Line 2: This is not JSON"),
         ('[{"tenant": "bob"}\n,\n{"tenat": "bob"}]', "Line 3, tenat: There is no such column"),
         ('[{"tenant": "bob", "tenant": "mary"}]', "Line 1, tenant: The row says this twice"),

@@ -66,7 +66,7 @@ class Column:
         text = str(cell).strip()
         if any(not char.isprintable() for char in text) and not self.is_block:
             raise ValueError(_("It has a line break or another control character. Remove it."))
-        choices = [value for value, _label in getattr(field, "choices", None) or ()]
+        choices = [value for value, _label in _choices(field)]
         if text and choices and text not in choices:
             known = ", ".join(str(value) for value in choices if value)
             raise ValueError(
@@ -74,6 +74,19 @@ class Column:
                 % {"text": text, "known": known}
             )
         return text
+
+    @property
+    def takes(self) -> str:
+        """What a cell may say, in a word or two; English, as all that commands print."""
+        field = self.model_field
+        if self.name == "senders":
+            return "addresses, with blanks between them"
+        if isinstance(field, models.BooleanField):
+            return "yes or no"
+        if isinstance(field, models.IntegerField):
+            return "a whole number"
+        choices = RECORDS if self.name == "record" else [v for v, _label in _choices(field) if v]
+        return ", ".join(map(str, choices)) or "text"
 
     @property
     def is_block(self) -> bool:
@@ -93,6 +106,10 @@ class Column:
         if self.is_block:
             return f"SHA-256 {sha256(str(value).encode()).hexdigest()[:16]}"
         return str(value)
+
+
+def _choices(field: Any) -> list[tuple[Any, Any]]:
+    return list(getattr(field, "choices", None) or ())
 
 
 def _model(record: str) -> type[models.Model]:

@@ -174,8 +174,8 @@ def _check_head(head: Sequence[str]) -> None:
     # Where it is none it is a row of data, perhaps with a password. Nothing of it is repeated.
     known = columns()
     if len(head) > 2 * len(known) or sum(name in known for name in head) * 2 < len(head):
-        text = _("The first row has to name the columns. Known are: %(known)s.")
-        raise UnusableFile([Problem(1, "", text % {"known": ", ".join(known)})])
+        text = _("The first row has to name the columns, such as tenant, server and username.")
+        raise UnusableFile([Problem(1, "", f"{text} {_all_columns()}")])
     problems = [unknown_column(1, name) for name in head if name not in columns()]
     for number, name in enumerate(head):
         if name in head[:number]:
@@ -185,14 +185,14 @@ def _check_head(head: Sequence[str]) -> None:
 
 
 def unknown_column(line: int, name: str) -> Problem:
-    known = list(columns())
-    near = difflib.get_close_matches(name, known, 1)
-    if near:
-        text = _("There is no such column. Did you mean %(name)s? Known are: %(known)s.")
-    else:
-        text = _("There is no such column. Known are: %(known)s.")
-    text %= {"name": "".join(near), "known": ", ".join(known)}
-    return Problem(line, name[:40] or "?", text)
+    said = [_("There is no such column.")]
+    if near := difflib.get_close_matches(name, columns(), 1):
+        said.append(_("Did you mean %(name)s?") % {"name": near[0]})
+    return Problem(line, name[:40] or "?", " ".join([*said, _all_columns()]))
+
+
+def _all_columns() -> str:
+    return _("All columns are listed by “mailpool_import --columns”.")
 
 
 def _read_json(text: str, problems: list[Problem]) -> Iterator[Row]:
@@ -216,14 +216,26 @@ def _elements(text: str) -> Iterator[tuple[int, Any]]:
     decoder = json.JSONDecoder(object_pairs_hook=_Pairs)
     at, line, counted = _blank(text, 0), 1, 0
     if text[at : at + 1] != "[":
-        raise _unusable(1, _('Write a list of rows: [{"tenant": "bob", …}, …].'))
+        raise _unusable(
+            1,
+            _(
+                "The file has to begin with [ and to end with ], for it is a list of rows: "
+                '[{"tenant": "bob", …}, …].'
+            ),
+        )
     at = _blank(text, at + 1)
     while text[at : at + 1] != "]":
         line, counted = line + text.count("\n", counted, at), at
+        if at == len(text):
+            raise _unusable(line, _cut_off())
         try:
             pairs, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             line += text.count("\n", counted, getattr(error, "pos", counted))
+            # A text that is not closed is told of where it begins.
+            is_open = getattr(error, "msg", "").startswith("Unterminated string")
+            if is_open or getattr(error, "pos", 0) >= len(text.rstrip()):
+                raise _unusable(line, _cut_off()) from None
             raise _unusable(
                 line, _("This is not JSON: look for a missing comma or quote.")
             ) from None
@@ -231,10 +243,19 @@ def _elements(text: str) -> Iterator[tuple[int, Any]]:
         at = _blank(text, at)
         if text[at : at + 1] == ",":
             at = _blank(text, at + 1)
+        elif at == len(text):
+            raise _unusable(line, _cut_off())
         elif text[at : at + 1] != "]":
             raise _unusable(line, _("After this row a comma or the end of the list is missing."))
     if _blank(text, at + 1) != len(text):
         raise _unusable(line, _("There is something after the end of the list. Remove it."))
+
+
+def _cut_off() -> str:
+    return _(
+        "The file ends before its list of rows does: something was cut off, or a quote or bracket "
+        "is missing."
+    )
 
 
 def _blank(text: str, at: int) -> int:

@@ -10,7 +10,7 @@ from django.core.management.base import CommandError, CommandParser
 from mailpool import transfer
 from mailpool.management.base import MailpoolCommand
 from mailpool.transfer import Plan, UnusableFile
-from mailpool.transfer.columns import RECORDS
+from mailpool.transfer.columns import RECORDS, columns
 from mailpool.transfer.files import FORMATS, MAX_BYTES
 from mailpool.transfer.sealing import read_private_key
 
@@ -24,7 +24,10 @@ class Command(MailpoolCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("file", help="The file, or - for standard input.")
+        parser.add_argument("file", nargs="?", help="The file, or - for standard input.")
+        parser.add_argument(
+            "--columns", action="store_true", help="List the columns that a file may have, and end."
+        )
         parser.add_argument("--format", choices=FORMATS, help="Without it: by the name, else csv.")
         parser.add_argument(
             "--dry-run", action="store_true", help="Only say what would be created and changed."
@@ -51,12 +54,18 @@ class Command(MailpoolCommand):
         parser.add_argument("--json", action="store_true", help="The report, for a machine.")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["columns"]:
+            listed = [(each.name, each.record or "any", each.takes) for each in columns().values()]
+            self.print_table(("column", "about", "says"), listed)
+            return
+        if options["file"] is None:
+            raise CommandError("Give the file, or - for standard input.")
         key = options["private_key"] and read_private_key(options["private_key"])
         format = options["format"] or ("json" if options["file"].endswith(".json") else "csv")
         try:
             rows, problems = transfer.read(_bytes(options["file"]), format)
         except UnusableFile as error:
-            self._report(Plan([], error.problems), [], options)
+            self._report_unusable(error, options)
             self.exit_with(True)
             return
         plan = transfer.make_plan(
@@ -77,6 +86,17 @@ class Command(MailpoolCommand):
         self.progress("", done=True)
         self._report(plan, written, options)
         self.exit_with(bool(plan.problems))
+
+    def _report_unusable(self, error: UnusableFile, options: dict[str, Any]) -> None:
+        if options["json"]:
+            self.print_json(_as_dict(Plan([], error.problems), [], options))
+            return
+        for problem in error.problems:
+            self.stdout.write(str(problem))
+        self.stdout.write(
+            "The file was not compared with what is stored, for it can't be read as it is. "
+            "Nothing was imported."
+        )
 
     def _report(self, plan: Plan, written: list[Any], options: dict[str, Any]) -> None:
         stands = not plan.problems or options["keep_going"]
