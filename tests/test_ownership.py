@@ -604,6 +604,9 @@ def test_operators_confirm_with_a_permission_of_its_own():
     assert Sender.objects.get().is_proven
     assert confirming.get("/admin/mailpool/sender/?proven=no").context["cl"].result_count == 0
     assert confirming.get("/admin/mailpool/sender/?proven=yes").context["cl"].result_count == 1
+    junk = confirming.get("/admin/mailpool/sender/?proven=junk")
+    assert junk.context["cl"].result_count == 0
+    assert "The filter by ownership does not know" in junk.content.decode()
     entry = AuditEntry.objects.get(action="sender_proven")
     assert (entry.actor, entry.way, entry.details) == (
         "confirming",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import uuid
 from datetime import timedelta
 
 import pytest
@@ -330,6 +331,30 @@ def test_pages_follow_the_key(support):
     assert url == ""
     assert found == sorted(rows, key=lambda row: -row.pk)
     assert page(support, "?before=nonsense")[0] == found[0]
+
+
+@pytest.mark.parametrize(
+    ("query", "told", "shown"),
+    [
+        ("when=junk", "The filter by time does not know “junk”, so nothing is shown.", 0),
+        ("when=2001-13-31", "The filter by time does not know “2001-13-31”", 0),
+        ("code=x", "The filter by reply code does not know “x”", 0),
+        ("tenant=x", "The filter by tenant does not know “x”", 0),
+        ("server=x", "The filter by mail server does not know “x”", 0),
+        ("credential=x", "The filter by credential does not know “x”", 0),
+        ("before=x", "The address of this page names no record, so it is the newest.", 2),
+        ("when=2001-01-31", "", 0),
+        (f"server={uuid.uuid4()}", "", 0),
+        ("when=&code=&before=", "", 2),
+    ],
+)
+def test_a_filter_that_is_none_is_told_of(support, query, told, shown):
+    make_rows(2)
+    answer = support.get(f"{LIST}?{query}")
+    said = [str(each) for each in answer.context["messages"]]
+    assert len(answer.context["cl"].result_list) == shown
+    assert [each[: len(told)] for each in said] == ([told] if told else [])
+    assert list(support.get(LIST).context["messages"]) == []
 
 
 def test_filters_and_search(support, mail_host, make_credential, records):

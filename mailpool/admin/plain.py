@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.contrib import messages
+from django.contrib import admin, messages
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponseRedirect
+from django.utils.text import Truncator
 from django.utils.translation import gettext
 
 
@@ -25,3 +27,14 @@ class PlainAnswers:
             self.message_user(request, text, messages.ERROR)  # type: ignore[attr-defined]
             return HttpResponseRedirect(request.path)
         return super().changeform_view(request, *args, **kwargs)  # type: ignore[misc]
+
+
+class PlainFilter(admin.SimpleListFilter):
+    """A filter that says so where its value, from an address that somebody wrote, is none."""
+
+    def nothing(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """No row, as none is like that, and why."""
+        text = gettext("The filter by %(name)s does not know “%(value)s”, so nothing is shown.")
+        value = Truncator(str(self.value())).chars(40)
+        messages.warning(request, text % {"name": self.title, "value": value})
+        return queryset.none()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime, time, timedelta
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied, ValidationError
@@ -27,7 +27,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from mailpool.admin.cached import cached
-from mailpool.admin.plain import PlainAnswers
+from mailpool.admin.plain import PlainAnswers, PlainFilter
 from mailpool.models import Credential, DeliveryRecord, MailServer
 from mailpool.models.records import Outcome, first_key
 from mailpool.moments import moment
@@ -67,7 +67,7 @@ class RecordsLink(admin.ModelAdmin):  # type: ignore[type-arg]
 SITE = "site"
 
 
-class RelationFilter(admin.SimpleListFilter):
+class RelationFilter(PlainFilter):
     """One tenant, server or credential; offers what there is, if that is not too much."""
 
     offers = True
@@ -104,7 +104,7 @@ class RelationFilter(admin.SimpleListFilter):
         try:
             return queryset.filter(**{str(self.parameter_name): chosen})
         except (ValidationError, ValueError):
-            return queryset.none()
+            return self.nothing(request, queryset)
 
 
 class TenantFilter(RelationFilter):
@@ -121,7 +121,7 @@ class CredentialFilter(RelationFilter):
     title, parameter_name, offers = _("credential"), "credential", False
 
 
-class TimeFilter(admin.SimpleListFilter):
+class TimeFilter(PlainFilter):
     title, parameter_name = _("time"), "when"
     spans = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}
 
@@ -145,13 +145,13 @@ class TimeFilter(admin.SimpleListFilter):
         except ValueError:
             day = None
         if day is None:
-            return queryset.none()
+            return self.nothing(request, queryset)
         begin = datetime.combine(day, time.min)
         end = datetime.combine(day, time.max)
         return queryset.filter(pk__gte=first_key(begin), pk__lt=first_key(end))
 
 
-class CodeFilter(admin.SimpleListFilter):
+class CodeFilter(PlainFilter):
     title, parameter_name = _("reply code"), "code"
     usual = ("421", "450", "451", "454", "535", "550", "552", "554")
 
@@ -165,7 +165,7 @@ class CodeFilter(admin.SimpleListFilter):
         if not chosen:
             return queryset
         if not (chosen.isascii() and chosen.isdigit() and len(chosen) <= 3):
-            return queryset.none()
+            return self.nothing(request, queryset)
         queryset = queryset.filter(code=int(chosen))
         # The index has no rows of messages that were sent, and those have other codes.
         return queryset.exclude(outcome=Outcome.SENT) if int(chosen) >= 400 else queryset
@@ -191,6 +191,10 @@ class RecordList(ChangeList):
         if given.isascii() and given.isdigit() and len(given) < 20 and int(given) < 2**63:
             rows = rows.filter(pk__lt=int(given))
             self.newest_url = self.get_query_string(remove=[BEFORE])
+        elif given:
+            messages.warning(
+                request, gettext("The address of this page names no record, so it is the newest.")
+            )
         found = list(rows[: self.list_per_page + 1])
         self.result_list = found[: self.list_per_page]
         if len(found) > len(self.result_list):

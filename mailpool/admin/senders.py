@@ -13,10 +13,11 @@ from django.utils.translation import ngettext
 from mailpool import conf, ownership
 from mailpool.admin.acting import RecordedAdmin
 from mailpool.admin.credentials import ownership_of
+from mailpool.admin.plain import PlainFilter
 from mailpool.models import Sender
 
 
-class ProvenFilter(admin.SimpleListFilter):
+class ProvenFilter(PlainFilter):
     """Those that are proven, and those that are not."""
 
     title = _("ownership")
@@ -26,8 +27,10 @@ class ProvenFilter(admin.SimpleListFilter):
         return [("yes", _("Proven")), ("no", _("Not proven"))]
 
     def queryset(self, request: HttpRequest, queryset: Any) -> QuerySet[Sender]:
-        if self.value() not in ("yes", "no"):
+        if not self.value():
             return queryset  # type: ignore[no-any-return]
+        if self.value() not in ("yes", "no"):
+            return self.nothing(request, queryset)
         found: QuerySet[Sender] = queryset.of_tenants(proven=self.value() == "yes")
         return found
 
