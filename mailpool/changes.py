@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from hashlib import sha256
 from typing import Any, ClassVar
@@ -29,6 +30,11 @@ Change = tuple[Any, Any]
 
 # Rows that are read, changed and compared together.
 BATCH = 500
+
+# Those that whoever began a block records at its end: model, database and key of each.
+_together: ContextVar[frozenset[tuple[type[Any], str, Any]]] = ContextVar(
+    "mailpool_recorded_together", default=frozenset()
+)
 
 
 class Audited(models.Model):
@@ -101,8 +107,27 @@ class AuditedQuerySet(models.QuerySet[Any]):
 
 
 @contextmanager
+def recorded_together(rows: Sequence[Audited], using: str) -> Iterator[None]:
+    """Record what happens to *rows*, which exist and are of one model, when the block ends.
+
+    Within it their ``save()`` leaves that out: to read a row before and after, and to write an
+    entry, takes several times as long as to save it. All of it is one transaction.
+    """
+    model, keys = type(rows[0]), [row.pk for row in rows]
+    with transaction.atomic(using=using), _recorded(model, using, lambda: keys):
+        token = _together.set(frozenset((model, using, key) for key in keys))
+        try:
+            yield
+        finally:
+            _together.reset(token)
+
+
+@contextmanager
 def _recorded(model: type[Any], using: str, keys: Callable[[], Sequence[Any]]) -> Iterator[None]:
     """Record what happens to the rows with *keys* inside the block; new ones get theirs there."""
+    if {(model, using, key) for key in keys()} <= _together.get():
+        yield
+        return
     before = _read(model, using, [key for key in keys() if key is not None])
     yield
     _record(model, using, before, keys())
@@ -143,7 +168,7 @@ def _read(model: type[Any], using: str, keys: Sequence[Any]) -> dict[Any, Any]:
 
 def _record(model: type[Any], using: str, before: dict[Any, Any], keys: Sequence[Any]) -> None:
     after = _read(model, using, keys)
-    changes = [(before.get(key), row) for key, row in after.items()]
+    changes = [(before.get(key), after[key]) for key in keys if key in after]
     changes = [(old, new) for old, new in changes if old is None or _differing(old, new)]
     if changes:
         audit.write(model.describe(changes), using)

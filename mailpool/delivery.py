@@ -466,7 +466,10 @@ def close_connections(
     }
     if not filters:
         return pool.close(session_id=session_id)
-    ids = {str(pk) for pk in Credential.objects.filter(**filters).values_list("pk", flat=True)}
     if "pk" in filters and len(filters) == 1:
-        ids.add(str(filters["pk"]))  # a deleted one has connections all the same
+        # The database is not asked: a deleted one has connections all the same.
+        ids = {str(Credential._meta.pk.to_python(filters["pk"]))}
+    else:
+        rows = Credential.objects.filter(**filters)
+        ids = {str(pk) for pk in rows.values_list("pk", flat=True)}
     return pool.close(ids, session_id=session_id)

@@ -228,12 +228,15 @@ def test_deleted_tenant_has_no_connections_left(mail_host, bob):
     assert mailpool.stats().open == 0
 
 
-def test_close_connections_chooses(mail_host, bob, mary):
+def test_close_connections_chooses(mail_host, bob, mary, django_assert_num_queries):
     def send():
         EmailBackend().send_messages([message("bob"), message("mary")])
 
     send()
     assert mailpool.close_connections(credential=bob) == 1
+    send()
+    with django_assert_num_queries(0):
+        assert mailpool.close_connections(credential=bob.pk.hex) == 1
     send()
     assert mailpool.close_connections(tenant=mary.tenant.pk) == 1
     send()

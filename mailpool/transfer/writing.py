@@ -10,6 +10,7 @@ from typing import Any
 from django.db import DataError, IntegrityError, models, router, transaction
 from django.utils.translation import gettext as _
 
+from mailpool.changes import Audited, recorded_together
 from mailpool.models import Credential, Sender
 from mailpool.transfer.items import Item, batches
 from mailpool.transfer.plan import Plan
@@ -86,9 +87,13 @@ def _store(items: list[Item], using: str) -> None:
     if new:
         model: Any = type(new[0])
         model._base_manager.using(using).bulk_create(new)
-    for item in items:
-        if not item.is_new and item.fields:
-            item.row.save(using=using, update_fields=set(item.fields))
+    changed = [item for item in items if not item.is_new and item.fields]
+    if changed:
+        rows = [item.row for item in changed]
+        is_audited = isinstance(rows[0], Audited)
+        with recorded_together(rows, using) if is_audited else nullcontext():
+            for item in changed:
+                item.row.save(using=using, update_fields=set(item.fields))
     senders: list[models.Model] = [sender for item in items for sender in item.senders]
     if senders:
         Sender.objects.using(using).bulk_create(senders)
