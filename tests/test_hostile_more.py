@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import smtplib
+from dataclasses import replace
 
 import pytest
 from django.contrib.auth.models import Permission
@@ -15,6 +16,8 @@ from mailpool import verification
 from mailpool.backends import EmailBackend
 from mailpool.models import Credential
 from mailpool.smtp import Envelope, Session, SessionParams
+from mailpool.smtp.auth import hiding
+from mailpool.smtp.envelope import Said
 from mailpool.transfer import UnusableFile, files, read
 from mailpool.transfer.columns import columns
 from tests.factories import CredentialFactory, MailServerFactory
@@ -181,7 +184,9 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("guess", RIGHT)
-@pytest.mark.parametrize("where", ["recipient", "sender", "content", "verification"])
+@pytest.mark.parametrize(
+    "where", ["recipient", "sender", "content", "verification", "attachment", "subject", "encoded"]
+)
 def test_nobody_finds_out_a_password_by_having_guesses_repeated(echoing, robert, where, guess):
     right = RIGHT[guess]
     chosen = right.swapcase() if guess == "in another case" else right
@@ -197,12 +202,62 @@ def test_nobody_finds_out_a_password_by_having_guesses_repeated(echoing, robert,
             mail.to = [address]
         elif where == "sender":
             mail.from_email = address
+        elif where == "attachment":
+            mail.attach("a.bin", f"https://{chosen}@example.org".encode(), "application/x-guess")
+        elif where == "subject":
+            mail.subject = f"höre {chosen}"
+        elif where == "encoded":
+            # So long a line is encoded, and the guess would be cut in two.
+            mail.body = "ö" * 500 + "x" * 1000 + f"\n{'x' * 60} {chosen}"
         else:
             mail.body = f"https://{chosen}@example.org"
         with contextlib.suppress(smtplib.SMTPException):
             EmailBackend().send_messages([mail])
         told = mail.mailpool_result.reply or str(mail.mailpool_result.error)
     assert f"knows <{right}@example.org> here" in told
+
+
+# A username with a word in it that is a part of what it is sent in, if the password begins so.
+PART = base64.b64encode(b"ample.test\0Zx81").decode()
+USERNAMES = [f"{PASSWORD}@example.org", base64.b64encode(PASSWORD.encode()).decode()]
+
+
+@pytest.mark.parametrize("username", [*USERNAMES, f"{PART}@example.test"])
+def test_nor_by_having_a_username_repeated(echoing, robert, username):
+    robert.username = username
+    robert.save()
+    sent = base64.b64encode(f"\0{username}\0{PASSWORD}".encode()).decode()
+    assert PART in sent or username in USERNAMES
+    echoing.when("AUTH").says(f"535-5.7.8 there is no\r\n535 5.7.8 {username} here, nor {sent}")
+    told = verification.verify_credential(robert).failure.detail
+    assert f"{username} here, nor (hidden)" in told
+
+
+def test_a_password_that_is_a_part_of_the_username_is_not_shown_by_its_absence(params):
+    hide = hiding(replace(params, password="example.com"))
+    assert hide(b"535 no Robert@Example.com") == b"535 no Robert@Example.com"
+    assert hide(b"535 no robert@example.com") == b"535 no robert@example.com"
+
+
+ENCODED = {
+    "base64": base64.encodebytes(b"x" * 100 + PASSWORD.encode() + b"y" * 100),
+    "base64, cut off": base64.b64encode(PASSWORD.encode() + b"yy")[:-1],
+    "quoted-printable": b"Zx81-ve=\n=72y.secre=74",
+    "a header in base64": b"Subject: =?utf-8?b?%b?=" % base64.b64encode(PASSWORD.encode()),
+}
+
+
+@pytest.mark.parametrize("encoded", ENCODED.values(), ids=ENCODED)
+def test_what_was_sent_in_an_encoding_is_known_without_it(encoded):
+    said = Said(Envelope("a@b.test", ("c@d.test",), b"Subject: hello\n\n" + encoded + b"\n\n."))
+    assert PASSWORD.encode() in said
+    assert b"another-very.secret" not in said
+
+
+@pytest.mark.parametrize("length", range(8, 20))
+def test_whatever_looks_encoded_is_looked_through(length):
+    said = Said(Envelope("a@b.test", ("c@d.test",), b"=" + b"A" * length + b"=\r\nBBBB=4"))
+    assert PASSWORD.encode() not in said
 
 
 def test_what_was_sent_is_hidden_again_when_the_next_one_is_answered(echoing, params):

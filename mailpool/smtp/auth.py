@@ -12,6 +12,7 @@ from smtplib import SMTPServerDisconnected
 from typing import TYPE_CHECKING
 
 from mailpool.secret import Secret, SecretBytes
+from mailpool.smtp.envelope import plainly
 from mailpool.smtp.reply import Reply
 from mailpool.smtp.wire import NotSMTP
 
@@ -160,9 +161,10 @@ def hiding(params: SessionParams) -> Hide:
     For all that the server says on a connection: it may repeat a login at any time, from another
     connection as well. A long part of the secret is hidden like the whole of it.
 
-    But not what stands in *said*, the messages and addresses that the server answers: servers
-    repeat these, too, and whoever chose them would learn from what is hidden whether they guessed
-    a secret, or the next character of one. It tells them nothing that they did not know.
+    But not what stands in *said*, the messages and addresses that the server answers, nor in the
+    username: servers repeat these, too, and whoever chose them would learn from what is hidden
+    whether they guessed a secret, or the next character of one. It tells them nothing that they
+    did not know. A password that is a part of the username would even be shown by its absence.
     """
     secret = SecretBytes((params.access_token or params.password).encode())
     if not secret:
@@ -176,15 +178,19 @@ def hiding(params: SessionParams) -> Hide:
     forms = {secret, *encoded, *(SecretBytes(form.rstrip(b"=")) for form in encoded)}
     secrets = sorted((form for form in forms if len(form) >= _SHORTEST_SECRET), key=len)[::-1]
     all_of_them = SecretBytes(b"\n".join(secrets))
+    username = plainly(params.username.encode())
 
     def hide(text: bytes, said: Container[bytes] = ()) -> bytes:
+        def was_chosen(word: bytes) -> bool:
+            return username.find(plainly(word)) >= 0 or word in said
+
         def hide_part(found: re.Match[bytes]) -> bytes:
             word: bytes = found[0]
-            is_part = all_of_them.find(word) >= 0 and word not in said
+            is_part = all_of_them.find(word) >= 0 and not was_chosen(word)
             return b"(hidden)" if is_part else word
 
         for secret in secrets:
-            if text.find(secret) >= 0 and secret not in said:
+            if text.find(secret) >= 0 and not was_chosen(secret):
                 text = text.replace(secret, b"(hidden)")
         return text if len(text) < _LONG else _LONG_WORD.sub(hide_part, text)
 

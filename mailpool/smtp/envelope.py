@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import quopri
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,16 +16,18 @@ from mailpool.smtp.reply import Reply
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _DOT_AT_LINE_START = re.compile(rb"(?m)^\.")
 
-
 # Bytes of a message that are looked through for what a server repeats of it; it could name one word
 # after another.
 _REPEATED_OF = 256 * 1024
+
+# Like base64, in a part of its own or in a header; what only looks like it does no harm.
+_LIKE_BASE64 = re.compile(rb"[A-Za-z0-9+/]{8,}(?:\r\n[A-Za-z0-9+/]+)*")
 
 
 class Said:
     """What a server was told about *envelopes*, and may repeat: ``word in said``.
 
-    However it spells it: in small letters, or without backslashes.
+    However it spells it: in small letters, without backslashes, or decoded.
     """
 
     def __init__(self, *envelopes: Envelope) -> None:
@@ -31,22 +35,40 @@ class Said:
 
     def __contains__(self, word: object) -> bool:
         assert isinstance(word, bytes)
-        return any(text.find(_plainly(word)) >= 0 for text in self._texts)
+        return any(text.find(plainly(word)) >= 0 for text in self._texts)
 
     @cached_property
     def _texts(self) -> list[SecretBytes]:
         return [
-            _plainly(text)
+            plainly(text)
             for each in self._envelopes
             for text in (
                 "\n".join((each.sender, *each.recipients)).encode("utf-8", "replace"),
-                each.content[:_REPEATED_OF],
+                *_readings(each.content[:_REPEATED_OF]),
             )
         ]
 
 
-def _plainly(text: bytes) -> SecretBytes:
+def plainly(text: bytes) -> SecretBytes:
+    """*text* for comparisons, however a server spells it."""
     return SecretBytes(text.replace(b"\\", b"").lower())
+
+
+def _readings(content: bytes) -> Iterator[bytes]:
+    """*content* as it stands, and decoded in both ways that mail is encoded in.
+
+    Wherever it looks like that: a parser would have to be right about each part of any message.
+    """
+    yield content
+    yield quopri.decodestring(content)
+    yield b"".join(_from_base64(found) for found in _LIKE_BASE64.findall(content))
+
+
+def _from_base64(text: bytes) -> bytes:
+    digits = text.replace(b"\r\n", b"")
+    if len(digits) % 4 == 1:  # cut off
+        digits = digits[:-1]
+    return base64.b64decode(digits + b"==")
 
 
 @dataclass(frozen=True, slots=True)
