@@ -24,7 +24,7 @@ from django.dispatch import Signal
 from django.utils.translation import gettext as _
 
 from mailpool import conf, marker, recording, reporting, signals
-from mailpool.exceptions import PoolTimeout, SecretError
+from mailpool.exceptions import MailpoolError, PoolTimeout, SecretError
 from mailpool.models import Credential, MailServer
 from mailpool.oauth import tokens
 from mailpool.outcomes import MailpoolResult, log_result, make_result
@@ -45,6 +45,9 @@ class Job:
     credential: Credential | None = None
     server: str = ""
     tenant: str = ""
+    owner: Any = None
+    """The tenant, where it is known and none of its credentials was chosen."""
+
     params: SessionParams | None = None
     attempt: Attempt | None = None
     error: Exception | None = None
@@ -222,6 +225,8 @@ def resolve(jobs: Sequence[Job], route: Route, deadline: float | None = None) ->
             job.params = params[credential.pk]
         except Exception as error:
             job.error = error
+            if job.credential is None and isinstance(error, MailpoolError):
+                job.owner, job.tenant = error.tenant, slug_of(error.tenant)
 
 
 def session_params(credential: Credential, deadline: float | None = None) -> SessionParams:
@@ -364,7 +369,9 @@ def write_records(jobs: Iterable[Job]) -> None:
     entries = []
     for job in jobs:
         if job.trace is not None:
-            entries.append(recording.Entry(job.message, job.credential, job.trace, _outcome(job)))
+            entries.append(
+                recording.Entry(job.message, job.credential, job.owner, job.trace, _outcome(job))
+            )
             job.trace = None  # never twice, whatever interrupts
     if entries:
         recording.write(entries)

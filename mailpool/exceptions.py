@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import smtplib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
@@ -38,6 +38,9 @@ __all__ = [
 
 class MailpoolError(Exception):
     """Base of all errors that are mailpool's own."""
+
+    tenant: Any = None
+    """Whose mail it was, where that was known and none of its credentials could be chosen."""
 
 
 class InvalidMessage(MailpoolError, ValueError):

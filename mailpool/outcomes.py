@@ -57,7 +57,7 @@ class MailpoolResult:
     no route."""
 
     tenant: str = ""
-    """The tenant's slug; empty for the site's own account, and where there was no route."""
+    """The tenant's slug; empty for the site's own account, and where it is not known."""
 
     seconds: float | None = None
     """What connecting and sending took; ``None`` where no server took the message."""

@@ -28,6 +28,7 @@ from mailpool.models import Credential, DeliveryRecipient, DeliveryRecord
 from mailpool.models.records import EPOCH, DeliveryRecordQuerySet, make_key
 from mailpool.outcomes import MailpoolResult
 from mailpool.prepared import PreparedInsert, prepare_insert
+from mailpool.routing import slug_of
 from mailpool.smtp import Attempt
 
 logger = logging.getLogger("mailpool.records")
@@ -68,6 +69,9 @@ class Entry:
 
     message: EmailMessage
     credential: Credential | None
+    owner: Any
+    """The tenant, where it is known and there is no credential."""
+
     trace: Trace
     result: MailpoolResult
 
@@ -216,7 +220,7 @@ class _Rows:
             make_key(trace.ended),
             self._when(trace.ended),
             result.status,
-            *self._account(entry.credential),
+            *self._account(entry),
             _text(message_id, 255),
             _text(sender, 320),
             len(recipients),
@@ -244,23 +248,27 @@ class _Rows:
             when = timezone.make_naive(when, timezone.get_default_timezone())
         return self._connection.ops.adapt_datetimefield_value(when)
 
-    def _account(self, credential: Credential | None) -> tuple[Any, ...]:
+    def _account(self, entry: Entry) -> tuple[Any, ...]:
         """Keys and names, as the columns have them; once for all messages of a batch."""
+        credential, owner = entry.credential, entry.owner
         if credential is None:
-            return (None, None, None, "", "", "")
+            if owner is None:
+                return (None, None, None, "", "", "")
+            return (self._key("tenant", owner.pk), None, None, _text(slug_of(owner), 200), "", "")
         if credential.pk not in self._accounts:
-            keys = (credential.tenant_id, credential.pk, credential.server_id)
-            fields = map(DeliveryRecord._meta.get_field, ("tenant", "credential", "server"))
             self._accounts[credential.pk] = (
-                *(
-                    field.get_db_prep_save(key, self._connection)  # type: ignore[union-attr]
-                    for field, key in zip(fields, keys, strict=True)
-                ),
+                self._key("tenant", credential.tenant_id),
+                self._key("credential", credential.pk),
+                self._key("server", credential.server_id),
                 _text(audit.name_of(credential, "tenant"), 200),
                 _text(audit.name_of(credential, "server"), 100),
                 _text(credential.username, 255),
             )
         return self._accounts[credential.pk]
+
+    def _key(self, name: str, key: Any) -> Any:
+        field: Any = DeliveryRecord._meta.get_field(name)
+        return field.get_db_prep_save(key, self._connection)
 
     def _reply(self, entry: Entry, sender: str) -> str:
         """What the server said, also of the recipients that it refused, or what went wrong."""

@@ -9,6 +9,7 @@ look further.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -21,11 +22,31 @@ from django.utils.translation import gettext as _
 from mailpool import conf, marker
 from mailpool.addresses import Mailbox
 from mailpool.context import TenantRef, current_tenant
-from mailpool.exceptions import AmbiguousRoute, NoRoute, SenderNotAllowed, ServerPaused
+from mailpool.exceptions import (
+    AmbiguousRoute,
+    MailpoolError,
+    NoRoute,
+    SenderNotAllowed,
+    ServerPaused,
+)
 from mailpool.identity import fit, header_from, identify
 from mailpool.models import Credential, MailServer, Sender
 from mailpool.models.scopes import proof_of
 from mailpool.prepared import Prepared, prepare
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """The credentials of a tenant, or of the site itself."""
+
+    tenant: Any
+    """``None`` for the site."""
+
+    credentials: Sequence[Credential]
+
+    @classmethod
+    def of(cls, credentials: Sequence[Credential], tenant: Any = None) -> Accounts:
+        return cls(credentials[0].tenant if credentials else tenant, credentials)
 
 
 class Router:
@@ -37,13 +58,14 @@ class Router:
 
     def __init__(self, tenant: TenantRef | None = None) -> None:
         self._option = tenant
-        self._by_tenant: dict[Any, list[Credential]] = {}
+        self._by_tenant: dict[Any, Accounts] = {}
 
     def resolve(self, message: EmailMessage) -> Credential:
         """The credential of *message*.
 
         Raises a ``RouteError`` (``NoRoute``, ``AmbiguousRoute``, ``SenderNotAllowed``) where there
-        is not exactly one, ``InvalidMessage`` for a From that can't be read.
+        is not exactly one, ``InvalidMessage`` for a From that can't be read. Where the tenant is
+        known, it is on the error.
         """
         tenant = getattr(message, "tenant", None)
         for fallback in (self._option, current_tenant()):
@@ -56,7 +78,7 @@ class Router:
             sender = header_from(message)
             owner, who = self._owner_of(sender)
             accounts = self._of_key(owner)
-            if owner is None and not accounts:
+            if owner is None and not accounts.credentials:
                 raise NoRoute(
                     f"The message names no tenant, no tenant has {sender.key} as a sender, and "
                     "there is no credential of the site itself. Name a tenant with message.tenant "
@@ -70,7 +92,7 @@ class Router:
 
     # The tenant's accounts
 
-    def _of_tenant(self, tenant: TenantRef) -> list[Credential]:
+    def _of_tenant(self, tenant: TenantRef) -> Accounts:
         model = apps.get_model(conf.tenant_model())
         # Always by key: an instance may be older than the last change, in a worker by days.
         if isinstance(tenant, model):
@@ -85,7 +107,7 @@ class Router:
             f"{describe(tenant)} is not a tenant: pass a {model._meta.label} or its slug."
         )
 
-    def _named(self, tenant: TenantRef, column: str, value: Any) -> list[Credential]:
+    def _named(self, tenant: TenantRef, column: str, value: Any) -> Accounts:
         known = (type(tenant), value)
         if known not in self._by_tenant:
             try:
@@ -95,25 +117,26 @@ class Router:
             if isinstance(tenant, str):
                 # As it is written: some databases find "Acme" where "acme" is looked for.
                 found = [each for each in found if slug_of(each.tenant) == tenant]
+            owners: list[Any] = [None]
             if not found or (column != "pk" and not _is_unique(column)):
-                number = _count(column, value, tenant)
-                if number == 0:
+                owners = _tenants_with(column, value, tenant)
+                if not owners:
                     raise NoRoute(
                         f"There is no tenant {describe(tenant)}: enter it, or correct the {column}."
                     )
-                if number > 1:
+                if len(owners) > 1:
                     raise AmbiguousRoute(
                         f"{describe(tenant)} is the {column} of several tenants. Pass the tenant "
                         "itself."
                     )
-            self._by_tenant[known] = found
+            self._by_tenant[known] = Accounts.of(found, owners[0])
         return self._by_tenant[known]
 
-    def _of_key(self, owner: Any) -> list[Credential]:
+    def _of_key(self, owner: Any) -> Accounts:
         """The accounts of the tenant with the key *owner*, or with ``None`` the site's."""
         known = (None, owner)
         if known not in self._by_tenant:
-            self._by_tenant[known] = self._read("pk", owner)
+            self._by_tenant[known] = Accounts.of(self._read("pk", owner))
         return self._by_tenant[known]
 
     def _read(self, column: str, value: Any) -> list[Credential]:
@@ -242,12 +265,12 @@ def _is_unique(column: str) -> bool:
     return bool(getattr(_tenants().model._meta.get_field(column), "unique", False))
 
 
-def _count(column: str, value: Any, tenant: TenantRef) -> int:
+def _tenants_with(column: str, value: Any, tenant: TenantRef) -> list[Any]:
     try:
         found = list(_tenants().filter(**{column: value}))
     except (ValidationError, ValueError, TypeError):
-        return 0
-    return sum(not isinstance(tenant, str) or slug_of(each) == tenant for each in found)
+        return []
+    return [each for each in found if not isinstance(tenant, str) or slug_of(each) == tenant]
 
 
 def _tenants() -> Manager[Any]:
@@ -256,8 +279,16 @@ def _tenants() -> Manager[Any]:
     return manager
 
 
-def _choose(credentials: Sequence[Credential], who: str, message: EmailMessage) -> Credential:
+def _choose(accounts: Accounts, who: str, message: EmailMessage) -> Credential:
     """The one that fits *message* best among a tenant's credentials."""
+    try:
+        return _fitting(accounts.credentials, who, message)
+    except MailpoolError as error:
+        error.tenant = accounts.tenant
+        raise
+
+
+def _fitting(credentials: Sequence[Credential], who: str, message: EmailMessage) -> Credential:
     usable = [credential for credential in credentials if is_usable(credential)]
     if not usable:
         raise NoRoute(f"{who} has no usable credential: {_why_none(credentials)}.")

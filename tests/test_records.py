@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from mailpool import delivery, recording, signals
 from mailpool.backends import EmailBackend
-from mailpool.models import Credential, DeliveryRecipient, DeliveryRecord, MailServer
+from mailpool.models import Credential, DeliveryRecipient, DeliveryRecord, MailServer, Sender
 from mailpool.models.records import RANDOM_BITS, first_key, make_key
 from tests.scripted import ScriptedServer
 
@@ -102,6 +102,28 @@ def test_outcomes(make_credential):
     assert (failed.outcome, failed.error, failed.credential) == ("failed", "NoRoute", None)
     assert "There is no tenant" in failed.reply
     assert (failed.recipients, failed.sender) == (1, "bob@example.com")
+
+
+@pytest.mark.parametrize("why", ["inactive", "none", "sender", "sender's owner"])
+def test_mail_that_finds_no_account_is_its_tenants(make_credential, mail_host, support, why):
+    """Who asks why a tenant's mail fails looks among the tenant's records, and finds it."""
+    credential = make_credential(mail_host, "bob")
+    one = message()
+    if why == "none":
+        credential.delete()
+    elif why in ("inactive", "sender's owner"):
+        Credential.objects.update(is_active=False)
+    else:
+        Sender.objects.create(credential=credential, address="office@example.com")
+    if why == "sender's owner":
+        Sender.objects.create(credential=credential, address="bob@example.com")
+        del one.tenant
+    send(one)
+    (record,) = page(support, f"?tenant={credential.tenant_id}")
+    assert (record.outcome, record.credential_id, record.server_id) == ("failed", None, None)
+    assert record.tenant_name == "bob"
+    assert one.mailpool_result.tenant == "bob"
+    assert page(support, "?tenant=site") == []
 
 
 def test_a_second_try_on_a_fresh_connection_is_told(make_credential):
