@@ -74,26 +74,35 @@ class RelationFilter(PlainFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         chosen = self.value()
-        found = self._offered()
+        found = self._offered(request)
         if chosen and chosen not in (SITE, *dict(found)) and len(found) < OFFERED:
-            found = self._offered(anew=True)  # it may be of this minute
+            found = self._offered(request, anew=True)  # it may be of this minute
         if self.parameter_name == "tenant":
             found.append((SITE, gettext("(site)")))
         if chosen and chosen not in dict(found):
             found.append((chosen, chosen))
         return found
 
-    def _offered(self, *, anew: bool = False) -> list[tuple[str, str]]:
+    def _offered(self, request: HttpRequest, *, anew: bool = False) -> list[tuple[str, str]]:
         """Keys and names: not asked for with each page, since a list shall take five queries."""
         if not self.offers:
             return []
-        model = DeliveryRecord._meta.get_field(str(self.parameter_name)).related_model
 
         def read() -> list[tuple[str, str]]:
-            rows = model._base_manager.order_by("pk")[:OFFERED]  # type: ignore[union-attr]
+            rows = self.rows(request)[:OFFERED]
             return sorted(((str(row.pk), str(row)) for row in rows), key=lambda each: each[1])
 
-        return list(cached(f"offered:{self.parameter_name}", read, anew=anew))
+        return list(cached(f"offered:{self.parameter_name}:{self.among(request)}", read, anew=anew))
+
+    def among(self, request: HttpRequest) -> str:
+        """What else the rows that are offered depend on."""
+        return ""
+
+    def rows(self, request: HttpRequest) -> QuerySet[Any]:
+        """What is offered."""
+        model = DeliveryRecord._meta.get_field(str(self.parameter_name)).related_model
+        rows: QuerySet[Any] = model._base_manager.order_by("pk")  # type: ignore[union-attr]
+        return rows
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         chosen = self.value()
@@ -113,6 +122,26 @@ class TenantFilter(RelationFilter):
 
 class ServerFilter(RelationFilter):
     title, parameter_name = _("mail server"), "server"
+
+    def among(self, request: HttpRequest) -> str:
+        """The chosen tenant, in one spelling; empty where it can't be one."""
+        given = request.GET.get("tenant", "")
+        if given in ("", SITE):
+            return given
+        key = DeliveryRecord._meta.get_field("tenant").target_field
+        try:
+            return str(key.clean(given, None))
+        except ValidationError:
+            return ""
+
+    def rows(self, request: HttpRequest) -> QuerySet[Any]:
+        """Of a tenant only those that it has accounts at: for another one all rows would have to
+        be read, to find none."""
+        rows, tenant = super().rows(request), self.among(request)
+        if not tenant:
+            return rows
+        of_tenant = {"tenant__isnull": True} if tenant == SITE else {"tenant": tenant}
+        return rows.filter(pk__in=Credential.objects.filter(**of_tenant).values("server"))
 
 
 class CredentialFilter(RelationFilter):
@@ -166,9 +195,7 @@ class CodeFilter(PlainFilter):
             return queryset
         if not (chosen.isascii() and chosen.isdigit() and len(chosen) <= 3):
             return self.nothing(request, queryset)
-        queryset = queryset.filter(code=int(chosen))
-        # The index has no rows of messages that were sent, and those have other codes.
-        return queryset.exclude(outcome=Outcome.SENT) if int(chosen) >= 400 else queryset
+        return queryset.filter(code=int(chosen))
 
 
 class RecordList(ChangeList):

@@ -136,9 +136,9 @@ class DeliveryRecord(models.Model):
         verbose_name_plural = _("delivery records")
         indexes: ClassVar = [
             models.Index(fields=["tenant", "id"], name="mailpool_record_tenant"),
-            # None for credentials: they are few of a tenant's, and each index is paid for by each
-            # message.
             models.Index(fields=["server", "id"], name="mailpool_record_server"),
+            # A tenant may have millions of rows, and few of them by its second account.
+            models.Index(fields=["credential", "id"], name="mailpool_record_account"),
             models.Index(fields=["message_id"], name="mailpool_record_message"),
             # What most rows don't have, or what most rows are, is not worth its place in an index.
             models.Index(
@@ -157,7 +157,9 @@ class DeliveryRecord(models.Model):
                 name="mailpool_record_outcome",
             ),
             models.Index(
-                fields=["code", "id"], condition=~Q(outcome="sent"), name="mailpool_record_code"
+                fields=["code", "id"],
+                condition=Q(code__lt=250) | Q(code__gt=250),
+                name="mailpool_record_code",
             ),
         ]
 
