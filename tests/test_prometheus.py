@@ -189,7 +189,7 @@ def test_the_setting_is_checked(settings, monkeypatch, given, problem):
     settings.MAILPOOL = {**settings.MAILPOOL, "METRICS": given}
     found = [each.id for each in checks.check_settings()]
     assert found == ([f"mailpool.{problem}"] if problem else [])
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.settings, "find_spec", lambda name: None)
     missing = "mailpool.E051" in [each.id for each in checks.check_settings()]
     assert missing is bool(given and not problem)
 
