@@ -174,7 +174,7 @@ class Reporter:
         try:
             thread.start()
         except RuntimeError:
-            return  # Python 3.12.0 and 3.12.1 can't at their end
+            return  # Python 3.12.0 to 3.12.2 can't at their end
         thread.join(LEAVING)
 
     def _remove(self) -> None:
