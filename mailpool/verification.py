@@ -182,7 +182,7 @@ def verify_credential(
     *seconds* bounds all of it, by default ``POOL_TIMEOUT`` all up to the login, and *reach*
     finding the server and connecting to it.
     """
-    own = _own_address(credential)
+    own = _some_address(credential)
     target = _full_address(recipient) if recipient else own
     deadline = seconds and time.monotonic() + seconds
 
@@ -327,35 +327,49 @@ def _sender_of(credential: Credential) -> str:
     """The envelope's sender of its mail; ``InvalidMessage`` where what is stored is no address."""
     if credential.default_from:
         parse_mailbox(credential.default_from)  # which it is mail with
-    return parse_mailbox(credential.bounce_address or _own_address(credential)).addr_spec
+    return parse_mailbox(credential.bounce_address or _some_address(credential)).addr_spec
 
 
-def _own_address(credential: Credential) -> str:
-    """An address that the credential may send as; where nothing names one, a guess."""
+def _some_address(credential: Credential) -> str:
+    """An address to offer to the server, of which nothing comes; a guess, where there is none."""
+    return own_address(credential) or f"postmaster@{credential.server.host}"
+
+
+def own_address(credential: Credential) -> str:
+    """An address that the credential may send as; empty where nothing names one.
+
+    Its default From, its first full address among the senders, its username if that is an address
+    (and not of another domain than those listed), or the postmaster of a domain that is listed.
+    """
     senders = [s.address for s in credential.senders.all()]
     if credential.needs_proof:  # only those that count
         senders = sorted(credential.sender_addresses)
     candidates = [credential.default_from]
     candidates += [address for address in senders if not address.startswith("@")]
-    candidates += [f"postmaster{address}" for address in senders][:1]
-    candidates.append(credential.username if "@" in credential.username else "")
+    username = credential.username if "@" in credential.username else ""
+    if not senders or f"@{username.rpartition('@')[2].lower()}" in senders:
+        candidates.append(username)
+    candidates += [f"postmaster{address}" for address in senders]
     for text in filter(None, candidates):
         try:
             return parse_mailbox(text).addr_spec
         except InvalidMessage:
             continue
-    return f"postmaster@{credential.server.host}"
+    return ""
 
 
 def send_test_message(
-    credential: Credential, recipient: str, *, deadline: float | None = None
+    credential: Credential, recipient: str, *, sender: str = "", deadline: float | None = None
 ) -> MailpoolResult:
     """Send a short message to *recipient* with exactly *credential*, through the pool.
 
-    What goes wrong stands in the result; nothing is sent with what is switched off.
-    ``InvalidMessage`` if *recipient* is no address. *deadline* (seconds) is that of ``deliver``.
+    As *sender*, or as its ``own_address``. What goes wrong stands in the result, such as that it
+    has none; nothing is sent with what is switched off. ``InvalidMessage`` if *recipient* or
+    *sender* is no address. *deadline* (seconds) is that of ``deliver``.
     """
-    _full_address(recipient)
+    for given in filter(None, (recipient, sender)):
+        _full_address(given)
+    author = sender or sender_of_test(credential)
     message = EmailMessage(
         subject=_("Test message"),
         body=_(
@@ -367,7 +381,7 @@ def send_test_message(
             "server": credential.server.name,
             "when": f"{timezone.now():%Y-%m-%d %H:%M} UTC",
         },
-        from_email=credential.default_from or _own_address(credential),
+        from_email=author or None,
         to=[recipient],
     )
 
@@ -375,6 +389,13 @@ def send_test_message(
         require_running(credential.server)
         if reason := switched_off(credential):
             raise NoRoute(reason)
+        if not author:
+            raise InvalidMessage(no_address())
+        if sender and credential.sender_addresses and fit(message, credential) is None:
+            raise SenderNotAllowed(
+                _("%(address)s is not among the senders of this account, so nothing is sent as it.")
+                % {"address": sender}
+            )
         if credential.needs_proof and fit(message, credential) is None:
             raise SenderNotAllowed(
                 _(
@@ -389,6 +410,19 @@ def send_test_message(
     result = delivery.deliver([message], route, deadline=deadline)[0]
     audit.note(audit.Action.TEST_SENT, credential, f"to {recipient}: {result.status}")
     return result
+
+
+def sender_of_test(credential: Credential) -> str:
+    """Whom a test message is from; empty where it has to be asked."""
+    return credential.default_from or own_address(credential)
+
+
+def no_address() -> str:
+    """What to do about a credential that has no ``own_address``."""
+    return _(
+        "This account has no address to send as: its username is none. Enter a default From, or a "
+        "full address among its senders; or say as whom this message is to be sent."
+    )
 
 
 def switched_off(credential: Credential) -> str:

@@ -34,6 +34,7 @@ from mailpool.exceptions import InvalidMessage, OwnershipError, TooManyAttempts
 from mailpool.forms import TenantCredentialForm, TenantSenderForm
 from mailpool.models import Credential, MailServer, Sender
 from mailpool.secrecy import hide_submitted
+from mailpool.verification import no_address, sender_of_test
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +286,8 @@ class CredentialTestView(_Acting):
         recipient = self.get_test_recipient(self.request)
         if selfservice.state(credential) != "active":
             return {"error": _("Verify this account first.")}
+        if not sender_of_test(credential):
+            return {"error": no_address()}
         try:
             trial = selfservice.send_test(
                 credential, recipient, seconds=self.verify_seconds, reach=self.reach_seconds

@@ -276,7 +276,15 @@ def test_verify_server(admin, mail_host, make_credential):
 def test_send_test_message(admin, mail_host, make_credential):
     credential = make_credential(mail_host, "bob")
     url = f"{CREDENTIALS}{credential.pk}/send-test/"
-    assert admin.get(url).status_code == 200
+    # Nothing of the account is an address, so it is asked for.
+    assert 'name="sender"' in admin.get(url).content.decode()
+    page = admin.post(url, {"recipient": "you@example.com"}).content.decode()
+    assert "This field is required" in page
+    assert mail_host.delivered == []
+    admin.post(url, {"recipient": "you@example.com", "sender": "bob@example.com"})
+    assert mail_host.delivered.pop().sender == "bob@example.com"
+    Credential.objects.update(default_from="shop@example.com")
+    assert 'name="sender"' not in admin.get(url).content.decode()
     assert mail_host.delivered == []
     page = admin.post(url, {"recipient": "you@example.com"}).content.decode()
     assert "Sent: the server took the message over" in page

@@ -469,7 +469,7 @@ def test_test_messages_are_recorded_and_ordinary_ones_are_not(
     send_mail("hello", "text", "site@example.com", ["a@example.com"])
     assert len(mail_host.delivered) == 1
     assert entries() == []
-    run("send_test", "--to", "me@example.com")
+    run("send_test", "--from", "from@example.com", "--to", "me@example.com")
     assert entries() == [("test_sent", "to me@example.com: sent")]
 
 
@@ -588,6 +588,7 @@ def test_verifications_in_the_admin_are_recorded_with_the_user(
     forget()
     for _ in range(2):
         admin.post(f"{CREDENTIALS}{credential.pk}/verify/", {"recipient": ""})
+    Credential.objects.update(default_from="bob@example.com")
     admin.post(f"{CREDENTIALS}{credential.pk}/send-test/", {"recipient": "me@example.com"})
     text = "to me@example.com: sent"
     assert entries(actor="root", way="admin") == [("verified", "ok")] * 2 + [("test_sent", text)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -105,7 +106,7 @@ def test_check_chooses(mail_host, make_credential, by):
         (["check", "--tenant", "nobody"], "no tenant 'nobody'"),
         (["check", "--server", "nothing"], "no mail server called"),
         (["check", "--credential", "x"], "no credential"),
-        (["send_test", "--to", "a@example.com"], "The site has no active credential"),
+        (["send_test", "--to", "a@example.com"], "The site itself has no active credential"),
         (["send_test", "--tenant", "empty", "--to", "a@example.com"], "no active credential"),
     ],
 )
@@ -119,17 +120,75 @@ def test_what_can_not_be_found(args, match):
 
 
 def test_send_test(mail_host, make_credential):
-    make_credential(mail_host, "bob", priority=5)
+    make_credential(mail_host, "bob", priority=5, default_from="bob@example.com")
     text, status = run("send_test", "--tenant", "bob", "--to", "you@example.com")
     assert (status, mail_host.delivered[0].login) == (0, "bob")
     assert "250 2.0.0 queued" in text
     text, status = run("send_test", "--tenant", "bob", "--to", "refused@example.com", "--json")
     assert (status, json.loads(text)["status"]) == (1, "refused")
     make_credential(mail_host, username="site")
-    assert run("send_test", "--to", "you@example.com")[1] == 0
+    assert run("send_test", "--to", "you@example.com", "--from", "s@example.com")[1] == 0
+    assert mail_host.delivered[1].sender == "s@example.com"
     assert mail_host.delivered[1].login == "site"
     with pytest.raises(CommandError, match="not a mail address"):
-        run("send_test", "--to", "nonsense")
+        run("send_test", "--to", "nonsense", "--from", "s@example.com")
+
+
+@pytest.mark.parametrize(
+    ("values", "senders", "sender"),
+    [
+        ({"username": "bob"}, [], None),
+        ({"username": "bob@example.com"}, [], "bob@example.com"),
+        ({"username": "bob@example.com", "default_from": "B <b@x.example>"}, [], "b@x.example"),
+        ({"username": "bob@example.com"}, ["shop@x.example", "@a.example"], "shop@x.example"),
+        ({"username": "bob@a.example"}, ["@a.example"], "bob@a.example"),
+        ({"username": "bob@example.com"}, ["@a.example"], "postmaster@a.example"),
+    ],
+)
+def test_send_test_is_from_an_address_of_the_account(
+    mail_host, make_credential, values, senders, sender
+):
+    bob = make_credential(mail_host, "bob", **values)
+    for address in senders:
+        Sender.objects.create(credential=bob, address=address)
+    to = ("send_test", "--tenant", "bob", "--to", "you@example.com")
+    if sender is None:
+        with pytest.raises(CommandError, match=r"has no address to send as.*--from ADDRESS"):
+            run(*to)
+        assert mail_host.connections == 0
+        sender = "other@example.com"
+        assert run(*to, "--from", sender)[1] == 0
+    else:
+        assert run(*to)[1] == 0
+    assert mail_host.delivered[0].sender == sender
+    if senders:
+        text, status = run(*to, "--from", "eve@bank.example")
+        assert (status, "eve@bank.example is not among the senders" in text) == (1, True)
+        assert len(mail_host.delivered) == 1
+
+
+def test_send_test_for_the_site_says_which_tenants_there_are():
+    with pytest.raises(CommandError, match="No tenant has one, either"):
+        run("send_test", "--to", "a@example.com")
+    CredentialFactory(tenant__slug="t0")
+    with pytest.raises(
+        CommandError, match=r"1 tenant has credentials; name one with --tenant: t0$"
+    ):
+        run("send_test", "--to", "a@example.com")
+    for number in range(1, 7):
+        CredentialFactory(tenant__slug=f"t{number}")
+    CredentialFactory(tenant=Credential.objects.first().tenant)
+    with pytest.raises(CommandError, match=r"7 tenants have .* t0, t1, t2, t3, t4 …"):
+        run("send_test", "--to", "a@example.com")
+
+
+def test_send_test_tells_of_a_failure_once(mail_host, make_credential, capfd, monkeypatch):
+    make_credential(mail_host, "bob", password="wrong", default_from="bob@example.com")
+    # As in a project that has no handler: pytest has put some there.
+    monkeypatch.setattr(logging.getLogger("mailpool"), "propagate", False)
+    text, status = run("send_test", "--tenant", "bob", "--to", "you@example.com")
+    assert (status, text.count("535")) == (1, 1)
+    assert capfd.readouterr().err == ""
 
 
 # mailpool_rotate_keys

@@ -326,7 +326,7 @@ def test_what_a_server_says_is_one_line_and_steers_no_terminal(server, bob, capl
     shown += commands(
         capsys,
         ["mailpool_check", *credential],
-        ["mailpool_send_test", *credential, "--to", "a@example.com"],
+        ["mailpool_send_test", *credential, "--from", "from@example.com", "--to", "a@example.com"],
         ["mailpool_status"],
         ["mailpool_audit"],
     )
@@ -349,7 +349,15 @@ def test_names_of_rows_steer_no_terminal_either(server, bob, capsys):
     lines = commands(
         capsys,
         ["mailpool_check"],
-        ["mailpool_send_test", "--credential", str(bob.pk), "--to", "a@example.com"],
+        [
+            "mailpool_send_test",
+            "--credential",
+            str(bob.pk),
+            "--from",
+            "from@example.com",
+            "--to",
+            "a@example.com",
+        ],
         ["mailpool_audit"],
     )
     MailServer.objects.update(host="localhost")  # so that the password does not open any more

@@ -191,7 +191,7 @@ def test_what_is_stored_and_no_address_is_named_by_verify(root, bob, field, text
     assert "is not a" in report.failure.detail
     assert report.failure.detail.isprintable()
     sent = reverse("admin:mailpool_credential_send_test", args=[bob.pk])
-    response = root.post(sent, {"recipient": "a@example.com"})
+    response = root.post(sent, {"recipient": "a@example.com", "sender": "b@example.com"})
     assert response.status_code == 200
     assert response.context["result"].status == "failed"
     if field == "default_from":

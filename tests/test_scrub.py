@@ -96,7 +96,9 @@ def test_nothing_is_sent_from_another_sites_database(
     assert message.mailpool_result.status == "failed"
     with pytest.raises(WrongSite, match="run mailpool_scrub"):
         send()
-    assert isinstance(send_test_message(bob, "you@example.com").error, WrongSite)
+    assert isinstance(
+        send_test_message(bob, "you@example.com", sender="b@example.com").error, WrongSite
+    )
     report = verify_credential(bob)
     assert "belongs to the site “production”" in report.failure.detail
     assert (mail_host.delivered, mail_host.logins) == ([], [])

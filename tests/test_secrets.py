@@ -160,7 +160,16 @@ def test_commands_and_fixtures_are_silent(server, bob, capfd, all_logs):
         ["mailpool_status"],
         ["mailpool_status", "--json"],
         ["mailpool_rotate_keys", "--json"],
-        ["mailpool_send_test", "--tenant", "bob", "--to", "a@example.com", "--json"],
+        [
+            "mailpool_send_test",
+            "--tenant",
+            "bob",
+            "--from",
+            "from@example.com",
+            "--to",
+            "a@example.com",
+            "--json",
+        ],
     ):
         call_command(*command, stdout=out, stderr=out)
     assert_silent(out.getvalue() + all_logs.getvalue() + "".join(capfd.readouterr()))

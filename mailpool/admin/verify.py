@@ -35,6 +35,25 @@ class RecipientForm(forms.Form):
     )
 
 
+class TestForm(RecipientForm):
+    """To whom, and as whom where the account has no address of its own."""
+
+    sender = forms.CharField(
+        label=_("From"),
+        validators=[validate_from_address],
+        help_text=_(
+            "The account has neither a default From nor a full address among its senders, and its "
+            "username is none. As whom is this message to be sent?"
+        ),
+        widget=forms.TextInput(attrs={"class": "vTextField"}),
+    )
+
+    def __init__(self, *args: Any, credential: Credential, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if verification.sender_of_test(credential):
+            del self.fields["sender"]
+
+
 class OptionalRecipientForm(RecipientForm):
     """The same where the account's own address will do."""
 
@@ -117,11 +136,13 @@ class Verification(OwnPages):
         """A real message to an address of one's choice, sent on POST."""
         row = self.row(request, object_id, self.verify_permission)
         initial = {"recipient": _address_of(request.user)}
-        form = RecipientForm(request.POST if request.method == "POST" else None, initial=initial)
+        sent = request.POST if request.method == "POST" else None
+        form = TestForm(sent, initial=initial, credential=row)
         result = None
         if form.is_valid():
             recipient = form.cleaned_data["recipient"]
-            result = verification.send_test_message(row, recipient)
+            sender = form.cleaned_data.get("sender", "")
+            result = verification.send_test_message(row, recipient, sender=sender)
             self.log_change(request, row, f"Sent a test message to {recipient}: {result.status}.")
         context = {
             "form": form,
