@@ -18,7 +18,15 @@ from typing import Any
 
 from django.conf import settings
 from django.core.mail import EmailMessage
-from django.db import DataError, IntegrityError, OperationalError, connections, router, transaction
+from django.db import (
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    connections,
+    router,
+    transaction,
+)
 from django.db.models import Max
 from django.utils import timezone
 
@@ -166,12 +174,13 @@ def _insert(using: str, model: Any, rows: list[list[Any]]) -> None:
         return
     try:
         statement.execute(rows, alone=True)
-    except OperationalError:
+    except (OperationalError, InterfaceError):
         # Sending may take longer than a database lets a connection be idle. The key is in the
-        # row, so that it can't be written a second time.
-        connection.close_if_unusable_or_obsolete()
-        if connection.connection is not None:
+        # row, so that it can't be written a second time. One that is sound stays as it is: the
+        # caller may be reading from it.
+        if connection.connection is not None and connection.is_usable():
             raise
+        connection.close()
         with suppress(IntegrityError):  # it was written after all
             statement.execute(rows, alone=True)
 

@@ -12,7 +12,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.core.mail import EmailMessage
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -249,6 +249,52 @@ def test_a_bad_row_does_not_take_others_along(mail_host, make_credential, monkey
     send(message(), message())
     assert DeliveryRecord.objects.count() == 3
     assert not [each for each in caplog.records if each.name == "mailpool.records"]
+
+
+def cut_the_line():
+    """As a restart of the database server does; SQLite has no line."""
+    other = connection.copy()
+    with other.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute(
+                "SELECT pg_terminate_backend(%s)", [connection.connection.info.backend_pid]
+            )
+        elif connection.vendor == "mysql":
+            cursor.execute(f"KILL {connection.connection.thread_id()}")
+    other.close()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_line_to_the_database_that_is_cut_costs_no_record(
+    mail_host, make_credential, monkeypatch, caplog
+):
+    make_credential(mail_host, "bob")
+    cut = message()
+    render = cut.message
+    monkeypatch.setattr(cut, "message", lambda *args, **kwargs: cut_the_line() or render())
+    assert send(cut, message()) == 2
+    assert (DeliveryRecord.objects.count(), len(mail_host.delivered)) == (2, 2)
+    assert not [each for each in caplog.records if each.name == "mailpool.records"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_write_that_fails_leaves_a_sound_connection_open(mail_host, make_credential, caplog):
+    """The caller may have a cursor, a lock or settings of its own on it."""
+    make_credential(mail_host, "bob")
+    tried = []
+
+    def too_late(execute, sql, params, many, context):
+        if "mailpool_deliveryrecord" not in sql:
+            return execute(sql, params, many, context)
+        tried.append(sql)
+        raise OperationalError("canceling statement due to lock timeout")
+
+    open_one = connection.connection
+    with connection.execute_wrapper(too_late):
+        assert send() == 1
+    assert connection.connection is open_one is not None
+    assert len(tried) == 1
+    assert "1 delivery records could not be written" in caplog.text
 
 
 # Connections
