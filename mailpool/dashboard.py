@@ -1,42 +1,42 @@
 """What the dashboard shows: figures of delivery records, and the connections of all processes.
 
-The database does the counting, over the chosen window alone, and returns as many rows as there are
-things to show. No time is computed by a database: the edges of hours and days are those of the
-reader's time zone, as keys of records.
+The database does the counting, over the chosen window alone: of summaries where there are any,
+and of the records themselves for the rest. No time is computed by a database: the edges of hours
+and days are those of the reader's time zone, as keys of records.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from datetime import time as clock
 from typing import Any, NamedTuple
 
-from django.db.models import Count, F, FloatField, Max, Q
-from django.db.models.functions import Cast, Floor, Ln
+from django.db import DatabaseError
+from django.db.models import Case, Count, Max, Q, QuerySet, Sum, Value, When
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.functional import Promise
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from mailpool import delivery, overview
-from mailpool.models import DeliveryRecord
-from mailpool.models.records import EPOCH, Outcome, first_key
+from mailpool import delivery, overview, summaries
+from mailpool.models import DeliveryRecord, DeliverySummary
+from mailpool.models.records import first_key
+from mailpool.summaries import PER_DOUBLING
 
 # Servers and tenants that are shown by themselves; the rest is “others”.
 TOP = 10
 
-# Sending times are counted in classes, four for each doubling: a percentile is right within a few
-# per cent, in the same way on every database.
-PER_DOUBLING = 4
-
 # More records than these are not counted while somebody waits for a page.
 MOST_RECORDS = 200_000
+
+# Nor are more than these summed up, or not many more.
+SUMMED_AT_ONCE = 100_000
 
 HOUR = timedelta(hours=1)
 
@@ -53,11 +53,6 @@ class Span:
     @property
     def length(self) -> timedelta:
         return self.step * self.count
-
-    @property
-    def width(self) -> timedelta:
-        """What records are counted by: steps, and hours of which days are made up."""
-        return min(self.step, HOUR)
 
     def edges(self, now: datetime | None = None) -> list[datetime]:
         """The beginning of each step, in the reader's time zone; the last step is not over."""
@@ -140,20 +135,34 @@ class Sessions:
 
 
 def traffic(span: Span, now: datetime | None = None) -> Traffic | None:
-    """The figures of *span* in six queries; ``None`` where there are too many records for that."""
+    """The figures of *span*; ``None`` where there are too many records that are not summed up."""
     edges = span.edges(now)
     keys = [first_key(edge) for edge in edges]
     records = DeliveryRecord.objects.filter(pk__gte=keys[0]).order_by()
-    if records.order_by("pk")[MOST_RECORDS : MOST_RECORDS + 1].values_list("pk"):
-        return None
-    at = _at(span, keys[0])
+    live, summed = [records], None
+    if summaries.are_worth_it(records):
+        # No zone of today begins its hours elsewhere than at a quarter; if one does, records tell.
+        if not any(key % summaries.SLOT for key in keys):
+            _sum_up()
+            rows = DeliverySummary.objects.filter(pk__gte=keys[0])
+            slots = dict(rows.values_list("slot", "speeds"))
+            summed = summaries.run_of(slots)
+        if summed:
+            live = [records.filter(pk__gte=summed[1])]
+            if summed[0] > keys[0]:
+                live.append(records.filter(pk__lt=summed[0]))
+        if any(summaries.are_more_than(MOST_RECORDS, each) for each in live):
+            return None
     counts: dict[int, list[Row]] = defaultdict(list)
-    for when, *row in (
-        records.annotate(at=at, speed=_speed())
-        .values_list("at", "outcome", "reused", "speed")
-        .annotate(count=Count("pk"))
-    ):
-        counts[_step_of(when, keys)].append(Row(*row))
+    for each in live:
+        for step, *row in (
+            each.annotate(step=_step_of("pk", keys), speed=summaries.speed())
+            .values_list("step", "reused", "speed")
+            .annotate(count=Count("pk"))
+        ):
+            counts[step].append(Row(*row))
+    for slot in range(*summed, summaries.SLOT) if summed else ():
+        counts[bisect_right(keys, slot) - 1] += [Row(*row) for row in slots[slot]]
     total = _step("", [row for rows in counts.values() for row in rows])
     if not total.messages:
         return Traffic(edges[0], total)
@@ -163,34 +172,28 @@ def traffic(span: Span, now: datetime | None = None) -> Traffic | None:
         edges[0],
         total,
         steps,
-        _groups(records, keys, at, "server", gettext("(no server)"), steps),
-        _groups(records, keys, at, "tenant", gettext("(no tenant)"), steps),
+        _groups(_sources("server", live, summed), keys, "server", gettext("(no server)"), steps),
+        _groups(_sources("tenant", live, summed), keys, "tenant", gettext("(no tenant)"), steps),
     )
 
 
-def _at(span: Span, start: int) -> Any:
-    """An expression: the first key of the hour or step of a record, counted from *start*.
-
-    A remainder is the same on every database; a quotient is not.
-    """
-    since = F("pk") - start
-    return since - since % first_key(EPOCH + span.width)
+def _sum_up() -> None:
+    """Sum up some of what is over. Where that can't be written, the records are counted."""
+    with suppress(DatabaseError):
+        summaries.sum_up(SUMMED_AT_ONCE)
 
 
-def _step_of(at: int, keys: Sequence[int]) -> int:
-    """The step that an hour is in: days of a time zone are not all of one length."""
-    return bisect_right(keys, keys[0] + int(at)) - 1
-
-
-def _speed() -> Any:
-    """An expression: the class of a record's sending time."""
-    return Floor(Ln(Cast("sending", FloatField()) + 1.0) * (PER_DOUBLING / math.log(2)))
+def _step_of(time: str, keys: Sequence[int]) -> Any:
+    """An expression: the number of the step that *time*, a column of keys, is in."""
+    steps = [When(**{f"{time}__lt": end, "then": Value(n)}) for n, end in enumerate(keys[1:])]
+    return Case(*steps, default=Value(len(steps)))
 
 
 class Row(NamedTuple):
-    outcome: str
     reused: bool
-    speed: float
+    speed: float | None
+    """The class of the sending time; ``None`` for what was not sent."""
+
     messages: int
 
 
@@ -199,7 +202,7 @@ def _step(label: str, rows: Iterable[Row]) -> Step:
     speeds: Counter[int] = Counter()
     for row in rows:
         messages += row.messages
-        if row.outcome == Outcome.SENT:
+        if row.speed is not None:
             sent += row.messages
             reused += row.messages if row.reused else 0
             speeds[int(row.speed)] += row.messages
@@ -221,34 +224,57 @@ def percentile(speeds: Mapping[int, int], part: float) -> float | None:
     return None
 
 
+class Source(NamedTuple):
+    """Rows in which messages of servers or tenants are counted, and how."""
+
+    rows: QuerySet[Any, Any]
+    time: str
+    total: Any
+    good: Any
+    latest: Any
+
+
+def _sources(
+    name: str, live: Iterable[QuerySet[Any, Any]], summed: tuple[int, int] | None
+) -> list[Source]:
+    """Records, and what others were summed up to."""
+    # That it counts what was sent also keeps PostgreSQL from reading an index of all times for the
+    # sake of one of them.
+    found = [Source(each, "pk", Count("pk"), summaries.SENT, Max("pk")) for each in live]
+    if summed:
+        rows = summaries.SHARES[name]._default_manager.filter(
+            slot__gte=summed[0], slot__lt=summed[1]
+        )
+        found.append(Source(rows, "slot", Sum("messages"), Sum("sent"), Max("newest")))
+    return found
+
+
 def _groups(
-    records: Any, keys: Sequence[int], at: Any, name: str, without: str, steps: Sequence[Step]
+    sources: Sequence[Source], keys: Sequence[int], name: str, without: str, steps: Sequence[Step]
 ) -> tuple[Group, ...]:
     """Those servers or tenants with the most messages, and the others together."""
-    counted = {
-        "messages": Count("pk"),
-        # Also keeps PostgreSQL from reading an index of all times for the sake of one of them.
-        "sent": Count("pk", filter=Q(outcome=Outcome.SENT)),
-    }
-    most = records.values_list(name).annotate(**counted).order_by("-messages", name)
-    order = [row[0] for row in most[: TOP + 1]]
+    totals: Counter[Any] = Counter()
+    for rows, _time, total, good, _latest in sources:
+        for key, messages, _sent in rows.values_list(name).annotate(total=total, good=good):
+            totals[key] += messages
+    order = sorted(totals, key=lambda key: (-totals[key], key is None, str(key)))
     shown = order[:TOP]
     chosen = Q(**{f"{name}__in": [key for key in shown if key is not None]})
     if None in shown:
         chosen |= Q(**{f"{name}__isnull": True})
     names: dict[Any, tuple[int, str]] = {}
     counts = {key: ([0] * len(steps), [0] * len(steps)) for key in shown}
-    for key, called, when, newest, messages, sent in (
-        records.filter(chosen)
-        .annotate(at=at)
-        .values_list(name, f"{name}_name", "at")
-        .annotate(newest=Max("pk"), **counted)
-    ):
-        step = _step_of(when, keys)
-        counts[key][0][step] += messages
-        counts[key][1][step] += messages - sent
-        # It may have been renamed: the latest name counts.
-        names[key] = max(names.get(key, (0, "")), (newest, called))
+    for rows, time, total, good, latest in sources:
+        for key, called, step, newest, messages, sent in (
+            rows.filter(chosen)
+            .annotate(step=_step_of(time, keys))
+            .values_list(name, f"{name}_name", "step")
+            .annotate(latest=latest, total=total, good=good)
+        ):
+            counts[key][0][step] += messages
+            counts[key][1][step] += messages - sent
+            # It may have been renamed: the latest name counts.
+            names[key] = max(names.get(key, (0, "")), (newest, called))
     groups = [
         _group(key, names[key][1] if key is not None else without, *counts[key]) for key in shown
     ]

@@ -30,10 +30,10 @@ from django.db import (
 from django.db.models import Max
 from django.utils import timezone
 
-from mailpool import audit, conf, signals
+from mailpool import audit, conf, signals, summaries
 from mailpool.events import event
 from mailpool.models import Credential, DeliveryRecipient, DeliveryRecord
-from mailpool.models.records import EPOCH, DeliveryRecordQuerySet, make_key
+from mailpool.models.records import EPOCH, DeliveryRecordQuerySet, first_key, make_key
 from mailpool.outcomes import MailpoolResult
 from mailpool.prepared import PreparedInsert, prepare_insert
 from mailpool.routing import slug_of
@@ -334,7 +334,7 @@ def prune(
     progress: Callable[[int], None] = lambda removed: None,
     batch: int = BATCH,
 ) -> int:
-    """Remove the records from before that time; how many there were.
+    """Remove the records from before that time, and summaries of them; how many records there were.
 
     Each range of keys is a transaction of its own, and stands when it is done. *progress* is
     called with the number so far.
@@ -346,7 +346,11 @@ def prune(
         # The last one of the next range, or of what is left.
         last = keys[batch - 1 : batch].first() or rows.aggregate(Max("pk"))["pk__max"]
         if last is None:
-            return removed
+            break
         others.filter(record_id__lte=last)._raw_delete(rows.db)
         removed += rows.filter(pk__lte=last)._raw_delete(rows.db)
         progress(removed)
+    # Last, so that no sum is made again of records that are about to go. The quarter in which
+    # *before* is has still some; they are summed up again.
+    summaries.remove(first_key(before))
+    return removed

@@ -14,7 +14,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from mailpool import attention, dashboard
+from mailpool import attention, dashboard, summaries
 from mailpool.dashboard import SPANS, traffic
 from mailpool.models import Credential, DeliveryRecord, OAuthClient, SendingProcess
 from mailpool.models.records import first_key
@@ -156,6 +156,8 @@ def test_a_page_takes_eleven_queries_at_the_most(admin_client):
 
 def test_too_many_records_are_not_counted(admin_client, monkeypatch):
     monkeypatch.setattr(dashboard, "MOST_RECORDS", 10)
+    monkeypatch.setattr(dashboard, "SUMMED_AT_ONCE", 0)
+    monkeypatch.setattr(summaries, "ENOUGH", 5)
     credential = CredentialFactory()
     add_records(credential, 8, ago=timedelta(days=3))
     add_records(credential, 8)

@@ -15,7 +15,7 @@ from django.utils.translation import gettext
 from mailpool import conf
 from mailpool.admin.cached import cached
 from mailpool.attention import Attention, attention
-from mailpool.dashboard import SPANS, Group, Sessions, Span, Traffic, sessions, traffic
+from mailpool.dashboard import HOUR, SPANS, Group, Sessions, Span, Traffic, sessions, traffic
 from mailpool.models import Credential, MailServer
 
 DEFAULT_SPAN = "24h"
@@ -111,6 +111,7 @@ def _traffic(request: HttpRequest) -> dict[str, Any]:
     return {
         "traffic": found,
         "span": span,
+        "sums_up": chosen.step >= HOUR,
         "too_much": "" if span is chosen and found else chosen.label,
         "spans": [(each, each is span) for each in SPANS.values()],
         "plots": plots,

@@ -13,6 +13,7 @@ from mailpool.models.records import DeliveryRecipient, DeliveryRecord
 from mailpool.models.senders import Sender
 from mailpool.models.servers import SERVER_BOUNDS, MailServer
 from mailpool.models.sites import SiteMarker
+from mailpool.models.summaries import DeliverySummary, ServerSummary, TenantSummary
 from mailpool.models.tenants import Tenant
 
 if apps.apps_ready and not apps.is_installed("mailpool"):
@@ -24,10 +25,13 @@ __all__ = [
     "Credential",
     "DeliveryRecipient",
     "DeliveryRecord",
+    "DeliverySummary",
     "MailServer",
     "OAuthClient",
     "Sender",
     "SendingProcess",
+    "ServerSummary",
     "SiteMarker",
     "Tenant",
+    "TenantSummary",
 ]

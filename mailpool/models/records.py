@@ -45,7 +45,7 @@ class Outcome(models.TextChoices):
     UNKNOWN = "unknown", _("unknown")
 
 
-def _loose(to: Any, verbose_name: Any) -> Any:
+def loose_reference(to: Any, verbose_name: Any) -> Any:
     """A reference that may lead nowhere: what it names can be deleted, and nobody has to look
     through millions of records for that. What it was called stays beside it."""
     return models.ForeignKey(
@@ -98,9 +98,9 @@ class DeliveryRecord(models.Model):
     id = models.BigIntegerField(primary_key=True, default=make_key, editable=False)
     when = models.DateTimeField(_("time"), default=timezone.now)
     outcome = models.CharField(_("outcome"), max_length=10, choices=Outcome.choices)
-    tenant = _loose(conf.tenant_model(), _("tenant"))
-    credential = _loose(Credential, _("credential"))
-    server = _loose(MailServer, _("mail server"))
+    tenant = loose_reference(conf.tenant_model(), _("tenant"))
+    credential = loose_reference(Credential, _("credential"))
+    server = loose_reference(MailServer, _("mail server"))
     tenant_name = models.CharField(_("tenant's name"), max_length=200, blank=True)
     server_name = models.CharField(_("mail server's name"), max_length=100, blank=True)
     username = models.CharField(_("username"), max_length=255, blank=True)
