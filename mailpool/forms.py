@@ -49,6 +49,8 @@ class TenantCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
     port = forms.IntegerField(
         label=_("Port"),
         initial=587,
+        min_value=1,
+        max_value=65535,
         help_text=_("Usually 587 with STARTTLS, 465 with implicit TLS."),
     )
     security = forms.ChoiceField(

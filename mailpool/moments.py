@@ -9,11 +9,15 @@ from django.utils.formats import date_format
 
 
 def moment(when: datetime | None, *, seconds: bool = False) -> str:
-    """*when* in the time zone and the format that are active; ``-`` for ``None``."""
+    """*when* in the active time zone, which it names, and format; ``-`` for ``None``."""
     if when is None:
         return "-"
     local = timezone.localtime(when) if timezone.is_aware(when) else when
-    if not seconds:
-        return date_format(local, "DATETIME_FORMAT")
     # No language's format of a time has seconds.
-    return f"{date_format(local, 'DATE_FORMAT')} {date_format(local, 'H:i:s')}"
+    said = (
+        f"{date_format(local, 'DATE_FORMAT')} {date_format(local, 'H:i:s')}"
+        if seconds
+        else date_format(local, "DATETIME_FORMAT")
+    )
+    # The site's zone need not be the reader's.
+    return f"{said} {local.tzname() or ''}".rstrip()

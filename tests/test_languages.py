@@ -93,7 +93,7 @@ class Shown(HTMLParser):
 # What is the same in each language: names, words of the protocol, and what Django leaves as it is.
 NAMES = sorted((preset.name for preset in SERVER_PRESETS.values()), key=len, reverse=True)
 NAMES += ["STARTTLS", "OAuth", "SMTP", "PLAIN", "LOGIN", "CRAM-MD5", "csv", "json", "ms"]
-NAMES += ["Search", "True", "False"]
+NAMES += ["Search", "True", "False", "CST", "CDT"]  # the last two: time zones
 ADDRESS_OR_KEY = re.compile(r"https?://\S+|\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 
 
@@ -238,10 +238,10 @@ WHEN = datetime(2026, 3, 1, 22, 5, 7, tzinfo=UTC)
 
 def test_a_time_is_in_the_zone_and_the_format_of_whoever_looks():
     with translation.override("de"), timezone.override("Europe/Berlin"):
-        assert moment(WHEN) == "1. März 2026 23:05"
-        assert moment(WHEN, seconds=True) == "1. März 2026 23:05:07"
+        assert moment(WHEN) == "1. März 2026 23:05 CET"
+        assert moment(WHEN, seconds=True) == "1. März 2026 23:05:07 CET"
     with translation.override("en"), timezone.override("America/New_York"):
-        assert moment(WHEN) == "March 1, 2026, 5:05 p.m."
+        assert moment(WHEN) == "March 1, 2026, 5:05 p.m. EST"
         assert moment(WHEN.replace(tzinfo=None)) == "March 1, 2026, 10:05 p.m."  # USE_TZ off
     assert moment(None) == "-"
 
@@ -253,7 +253,9 @@ def test_pages_show_such_times(root, rows):
     Sender.objects.all().note(proven_at=WHEN, proven_by="dns")
     SendingProcess.objects.update(started_at=WHEN)
     DeliveryRecord.objects.update(when=WHEN)
-    short, full, paused = "1. März 2026 23:05", "1. März 2026 23:05:07", "1. März 2126 23:05"
+    short, full, paused = (
+        f"1. März {when} CET" for when in ("2026 23:05", "2026 23:05:07", "2126 23:05")
+    )
     found = pages()
     with translation.override("de"), timezone.override("Europe/Berlin"):
         for name, expected in (

@@ -29,6 +29,7 @@ def test_everything_is_in_the_package():
         "templates/mailpool/credential_form.html",
         "templates/admin/mailpool/app_index.html",
         "static/mailpool/admin.css",
+        "static/mailpool/tenant.css",
         "static/mailpool/dashboard.js",
         "static/mailpool/vendor/uplot/uPlot.iife.min.js",
         "migrations/0001_initial.py",

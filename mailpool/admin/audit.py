@@ -57,22 +57,10 @@ class AuditEntryAdmin(PlainAnswers, admin.ModelAdmin):  # type: ignore[type-arg]
     search_help_text = _(
         "Finds usernames, tenants, servers, OAuth clients and users, as they were called then."
     )
-    fields = (
-        "time",
-        "action",
-        "who",
-        "actor_key",
-        "way",
-        "about_link",
-        "credential_id",
-        "server_id",
-        "oauth_client_id",
-        "tenant_name",
-        "server",
-        "username",
-        "oauth_client",
-        "details",
-    )
+    # The keys are for whoever looks for what is gone, or is called otherwise by now.
+    said: tuple[str, ...] = ("time", "action", "who", "about_link", "tenant_name")
+    said = (*said, "server", "username", "oauth_client", "details")
+    keys = ("actor_key", *ABOUT)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -84,7 +72,16 @@ class AuditEntryAdmin(PlainAnswers, admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        return self.fields
+        return (*self.said, *self.keys)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Without what an entry does not have, which is most of it with each."""
+        told, keys = (
+            [name for name in names if getattr(obj, name, True) not in ("", None)]
+            for names in (self.said, self.keys)
+        )
+        first = (None, {"fields": told})
+        return [first, (_("Keys"), {"classes": ("collapse",), "fields": keys})] if keys else [first]
 
     def get_queryset(self, request: HttpRequest) -> Any:
         pages = {}

@@ -179,6 +179,12 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
 class SenderFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
     """Finds senders that are written in two ways, before the database does."""
 
+    def add_fields(self, form: Any, index: Any) -> None:
+        super().add_fields(form, index)
+        # The head of a column is no label for screen readers.
+        for name in form.fields.keys() & {"address", "DELETE"}:
+            form.fields[name].widget.attrs["aria-label"] = form.fields[name].label
+
     def clean(self) -> None:
         super().clean()
         addresses: Counter[str] = Counter()

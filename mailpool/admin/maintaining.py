@@ -105,7 +105,7 @@ class MaintenancePages(ConnectionsPage, OwnPages):
         if form.is_valid():
             until = timezone.now() + timedelta(minutes=form.cleaned_data["minutes"])
             maintenance.pause(server, until)
-            self.log_change(request, server, f"Paused until {until.isoformat('T', 'minutes')}.")
+            self.log_change(request, server, f"Paused until {until.isoformat(' ', 'minutes')}.")
             self.message_user(request, _paused(server), messages.SUCCESS)
             return self._back()
         context = {"title": _("Pause"), "action": "pause", "form": form}

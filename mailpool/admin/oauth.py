@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from django import forms
 from django.contrib import admin
@@ -99,9 +99,6 @@ class OAuthClientAdmin(TrailLink, SecretiveAdmin):
     )
     list_display = ("name", "provider", "client_id")
     search_fields = ("name", "client_id")
-
-    class Media:
-        css: ClassVar = {"all": ["mailpool/admin.css"]}
 
     fieldsets = (
         (None, {"fields": ("name", "provider", "client_id", "client_secret", "private_key")}),

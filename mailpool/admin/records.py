@@ -80,7 +80,7 @@ class RelationFilter(PlainFilter):
         if self.parameter_name == "tenant":
             found.append((SITE, gettext("(site)")))
         if chosen and chosen not in dict(found):
-            found.append((chosen, chosen))
+            found.append((chosen, self._name_of(chosen)))
         return found
 
     def _offered(self, request: HttpRequest, *, anew: bool = False) -> list[tuple[str, str]]:
@@ -100,9 +100,20 @@ class RelationFilter(PlainFilter):
 
     def rows(self, request: HttpRequest) -> QuerySet[Any]:
         """What is offered."""
+        return self._all()
+
+    def _all(self) -> QuerySet[Any]:
         model = DeliveryRecord._meta.get_field(str(self.parameter_name)).related_model
         rows: QuerySet[Any] = model._base_manager.order_by("pk")  # type: ignore[union-attr]
         return rows
+
+    def _name_of(self, key: str) -> str:
+        """For people; the key itself of what is gone, or was never there."""
+        try:
+            row = self._all().filter(pk=key).first()
+        except (ValidationError, ValueError, OverflowError):
+            row = None
+        return str(row or key)
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         chosen = self.value()

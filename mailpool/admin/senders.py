@@ -45,6 +45,7 @@ class SenderAdmin(RecordedAdmin, admin.ModelAdmin):  # type: ignore[type-arg]
     )
     list_display = ("address", "tenant", "credential", "ownership")
     list_display_links = None
+    fields = readonly_fields = ("address", "tenant", "credential", "ownership")
     list_filter = (ProvenFilter,)
     list_select_related = ("credential__tenant", "credential__server")
     list_per_page = 50
