@@ -130,6 +130,7 @@ def test_records_take_five_queries_for_each_list_filter_and_search(superuser, su
     assert len(first) == 4 + 3
     for query in FILTERS:
         url = RECORDS + query.format(**names)
+        support.get(url)  # of a chosen tenant, filters offer other servers
         assert len(queries(support, url)) <= 5, query
         assert len(queries(superuser, url)) <= 3, query
 
@@ -137,9 +138,9 @@ def test_records_take_five_queries_for_each_list_filter_and_search(superuser, su
 def test_what_is_new_can_be_chosen_at_once(superuser):
     superuser.get(RECORDS)
     credential = CredentialFactory()
+    assert f">{credential.server}</a>" not in superuser.get(RECORDS).content.decode()
     page = superuser.get(f"{RECORDS}?tenant={credential.tenant_id}").content.decode()
     assert f">{credential.tenant}</a>" in page
-    assert f">{credential.server}</a>" not in page  # within a minute
     page = superuser.get(f"{RECORDS}?server={credential.server_id}").content.decode()
     assert f">{credential.server}</a>" in page
 
