@@ -441,6 +441,10 @@ def test_filters_and_search(support, mail_host, make_credential, records):
     link = f"server={elsewhere.pk}"
     assert link in support.get(LIST).content.decode()
     assert link not in support.get(f"{LIST}?tenant={bob.tenant.pk}").content.decode()
+    link = f"tenant={bob.tenant.pk}"
+    assert link in support.get(f"{LIST}?server={bob.server.pk}").content.decode()
+    assert link not in support.get(f"{LIST}?server={elsewhere.pk}").content.decode()
+    assert support.get(f"{LIST}?server=nonsense&tenant=nonsense").status_code == 200
     assert page(support, "?tenant=site") == page(support, "?tenant=nonsense") == []
     assert page(support, "?outcome__exact=refused") == [his_refused]
     assert page(support, "?code=550") == [his_refused]

@@ -130,6 +130,17 @@ class RelationFilter(PlainFilter):
 class TenantFilter(RelationFilter):
     title, parameter_name = _("tenant"), "tenant"
 
+    def offered(self, model: Any, request: HttpRequest) -> QuerySet[Any]:
+        """Of a server only those with accounts at it, as of a tenant only its servers."""
+        rows = super().offered(model, request)
+        server: Any = request.GET.get("server")
+        if not server:
+            return rows
+        try:
+            return rows.filter(pk__in=Credential.objects.filter(server=server).values("tenant"))
+        except (ValidationError, ValueError):
+            return rows.none()
+
 
 class ServerFilter(RelationFilter):
     title, parameter_name = _("mail server"), "server"
