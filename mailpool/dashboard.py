@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from datetime import time as clock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from django.db import DatabaseError
 from django.db.models import Case, Count, Max, Q, QuerySet, Sum, Value, When
@@ -153,17 +153,19 @@ def traffic(span: Span, now: datetime | None = None) -> Traffic | None:
                 live.append(records.filter(pk__lt=summed[0]))
         if any(summaries.are_more_than(MOST_RECORDS, each) for each in live):
             return None
-    counts: dict[int, list[Row]] = defaultdict(list)
+    counts: dict[int, Speeds] = defaultdict(Counter)
     for each in live:
-        for step, *row in (
+        for step, reused, speed, messages in (
             each.annotate(step=_step_of("pk", keys), speed=summaries.speed())
             .values_list("step", "reused", "speed")
             .annotate(count=Count("pk"))
         ):
-            counts[step].append(Row(*row))
+            counts[step][reused, speed] += messages
     for slot in range(*summed, summaries.SLOT) if summed else ():
-        counts[bisect_right(keys, slot) - 1] += [Row(*row) for row in slots[slot]]
-    total = _step("", [row for rows in counts.values() for row in rows])
+        of_step = counts[bisect_right(keys, slot) - 1]
+        for reused, speed, messages in slots[slot]:
+            of_step[reused, speed] += messages
+    total = _step("", sum(counts.values(), Counter()))
     if not total.messages:
         return Traffic(edges[0], total)
     form = "H:i" if span.step <= HOUR else "MONTH_DAY_FORMAT"
@@ -189,23 +191,20 @@ def _step_of(time: str, keys: Sequence[int]) -> Any:
     return Case(*steps, default=Value(len(steps)))
 
 
-class Row(NamedTuple):
-    reused: bool
-    speed: float | None
-    """The class of the sending time; ``None`` for what was not sent."""
-
-    messages: int
+# Messages by whether the connection was reused, and the class of the sending time: ``None`` for
+# what was not sent.
+Speeds: TypeAlias = Counter[tuple[bool, float | None]]
 
 
-def _step(label: str, rows: Iterable[Row]) -> Step:
+def _step(label: str, counts: Speeds) -> Step:
     messages = sent = reused = 0
     speeds: Counter[int] = Counter()
-    for row in rows:
-        messages += row.messages
-        if row.speed is not None:
-            sent += row.messages
-            reused += row.messages if row.reused else 0
-            speeds[int(row.speed)] += row.messages
+    for (was_reused, speed), count in counts.items():
+        messages += count
+        if speed is not None:
+            sent += count
+            reused += count if was_reused else 0
+            speeds[int(speed)] += count
     p50, p95 = percentile(speeds, 0.5), percentile(speeds, 0.95)
     return Step(label, messages, messages - sent, sent, reused, p50, p95)
 
