@@ -134,6 +134,9 @@ def test_figures_are_those_of_the_records(zone, seed, clock, monkeypatch):
             summaries.sum_up(part)
             for key, span in SPANS.items():
                 assert traffic(span) == expected[key]
+        # Of the records themselves, only the latest ones are counted.
+        monkeypatch.setattr(dashboard, "MOST_RECORDS", 100)
+        assert traffic(SPANS["30d"]) == expected["30d"]
     assert expected["30d"].total.messages > 200
     assert (
         stored()
