@@ -2,6 +2,7 @@
 
     python docs/make_screenshots.py [--chromium /usr/bin/chromium] [--out docs/_static/screenshots]
     python docs/make_screenshots.py --dark --width 390 --out /tmp/look  # to be looked at
+    python docs/make_screenshots.py --all look  # every page, wide, dark and on a phone, by its test
 
 Needs the extras ``demo`` and ``browser``, and Chromium.
 """
@@ -191,7 +192,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "_static" / "screenshots")
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--width", type=int, default=WIDE)
+    parser.add_argument("--all", type=Path, metavar="FOLDER")
     options = parser.parse_args()
+    if options.all:
+        test = str(ROOT / "tests" / "browser" / "test_every_page.py")
+        environment = {**os.environ, "MAILPOOL_LOOK": str(options.all.resolve())}
+        raise SystemExit(
+            subprocess.call([sys.executable, "-m", "pytest", test], env=environment, cwd=ROOT)
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         state = Path(folder)
