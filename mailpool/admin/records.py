@@ -71,6 +71,9 @@ class RelationFilter(PlainFilter):
     """One tenant, server or credential; offers what there is, if that is not too much."""
 
     offers = True
+    beside = ""
+    """The filter whose choice leaves only those that have accounts with it: for another one all
+    rows would have to be read, to find none."""
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         chosen = self.value()
@@ -87,33 +90,44 @@ class RelationFilter(PlainFilter):
         """Keys and names: not asked for with each page, since a list shall take five queries."""
         if not self.offers:
             return []
+        other = self._chosen_beside(request)
 
         def read() -> list[tuple[str, str]]:
-            rows = self.rows(request)[:OFFERED]
-            return sorted(((str(row.pk), str(row)) for row in rows), key=lambda each: each[1])
+            rows = self._all()
+            if other:
+                of_other = {"tenant": None} if other == SITE else {self.beside: other}
+                accounts = Credential.objects.filter(**of_other)
+                rows = rows.filter(pk__in=accounts.values(str(self.parameter_name)))
+            offered = ((str(row.pk), str(row)) for row in rows[:OFFERED])
+            return sorted(offered, key=lambda each: each[1])
 
-        return list(cached(f"offered:{self.parameter_name}:{self.among(request)}", read, anew=anew))
+        return list(cached(f"offered:{self.parameter_name}:{other}", read, anew=anew))
 
-    def among(self, request: HttpRequest) -> str:
-        """What else the rows that are offered depend on."""
-        return ""
-
-    def rows(self, request: HttpRequest) -> QuerySet[Any]:
-        """What is offered."""
-        return self._all()
+    def _chosen_beside(self, request: HttpRequest) -> str:
+        """In one spelling; empty where it can't be any."""
+        given = request.GET.get(self.beside, "")
+        if given in ("", SITE):
+            return given
+        key: Any = DeliveryRecord._meta.get_field(self.beside)
+        try:
+            return str(key.target_field.clean(given, None))
+        except ValidationError:
+            return ""
 
     def _all(self) -> QuerySet[Any]:
-        model = DeliveryRecord._meta.get_field(str(self.parameter_name)).related_model
-        rows: QuerySet[Any] = model._base_manager.order_by("pk")  # type: ignore[union-attr]
+        field: Any = DeliveryRecord._meta.get_field(str(self.parameter_name))
+        rows: QuerySet[Any] = field.related_model._base_manager.order_by("pk")
         return rows
 
-    def _name_of(self, key: str) -> str:
+    def _name_of(self, given: str) -> str:
         """For people; the key itself of what is gone, or was never there."""
+        rows = self._all()
         try:
-            row = self._all().filter(pk=key).first()
-        except (ValidationError, ValueError, OverflowError):
-            row = None
-        return str(row or key)
+            key = rows.model._meta.pk.clean(given, None)
+        except ValidationError:
+            return given
+        name = f"named:{self.parameter_name}:{key}"
+        return cached(name, lambda: str(rows.filter(pk=key).first() or given))
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         chosen = self.value()
@@ -128,48 +142,20 @@ class RelationFilter(PlainFilter):
 
 
 class TenantFilter(RelationFilter):
-    title, parameter_name = _("tenant"), "tenant"
-
-    def offered(self, model: Any, request: HttpRequest) -> QuerySet[Any]:
-        """Of a server only those with accounts at it, as of a tenant only its servers."""
-        rows = super().offered(model, request)
-        server: Any = request.GET.get("server")
-        if not server:
-            return rows
-        try:
-            return rows.filter(pk__in=Credential.objects.filter(server=server).values("tenant"))
-        except (ValidationError, ValueError):
-            return rows.none()
+    title, parameter_name, beside = _("tenant"), "tenant", "server"
 
 
 class ServerFilter(RelationFilter):
-    title, parameter_name = _("mail server"), "server"
-
-    def among(self, request: HttpRequest) -> str:
-        """The chosen tenant, in one spelling; empty where it can't be one."""
-        given = request.GET.get("tenant", "")
-        if given in ("", SITE):
-            return given
-        key = DeliveryRecord._meta.get_field("tenant").target_field
-        try:
-            return str(key.clean(given, None))
-        except ValidationError:
-            return ""
-
-    def rows(self, request: HttpRequest) -> QuerySet[Any]:
-        """Of a tenant only those that it has accounts at: for another one all rows would have to
-        be read, to find none."""
-        rows, tenant = super().rows(request), self.among(request)
-        if not tenant:
-            return rows
-        of_tenant = {"tenant__isnull": True} if tenant == SITE else {"tenant": tenant}
-        return rows.filter(pk__in=Credential.objects.filter(**of_tenant).values("server"))
+    title, parameter_name, beside = _("mail server"), "server", "tenant"
 
 
 class CredentialFilter(RelationFilter):
     """Only to be seen where a credential's page has led here."""
 
     title, parameter_name, offers = _("credential"), "credential", False
+
+    def _all(self) -> QuerySet[Any]:
+        return super()._all().select_related("server", "tenant")  # which it is named by
 
 
 class TimeFilter(PlainFilter):
