@@ -3,8 +3,8 @@
 Sends the same messages with ``MAILPOOL["RECORDS"]`` off and on, in turns of a few messages, so that
 the machine's moods hit both. The database is that of ``DATABASE_URL`` (PostgreSQL is what counts).
 The mail host is on loopback: a private Postfix with Dovecot's logins, or a process that files
-nothing, which makes the records look more expensive than they are beside a real server. Medians of
-the turns, milliseconds per message.
+nothing, which makes the records look more expensive than they are beside a real server; with
+``--round-trip`` it is that many milliseconds away. Medians of the turns, milliseconds per message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -53,6 +53,15 @@ def counting_host(security: str):
         host.stdin.close()
         host.stdout.close()
         host.wait(60)
+
+
+@contextmanager
+def far_away(port: int, milliseconds: float):
+    """The port of a proxy that makes the one at *port* that far."""
+    from tests.latency import LatencyProxy
+
+    with LatencyProxy(port, [milliseconds / 1000]) as proxy:
+        yield proxy.ports[milliseconds / 1000]
 
 
 def make_account(port: int, ca: str, security: str):
@@ -123,6 +132,7 @@ def main() -> int:
     parser.add_argument("--levels", default="counts,addresses")
     parser.add_argument("--recipients", type=int, default=1)
     parser.add_argument("--host", default="postfix", choices=["postfix", "starttls", "plain"])
+    parser.add_argument("--round-trip", type=float, default=0, metavar="MS")
     parser.add_argument("--transaction", action="store_true", help="within one of the caller's")
     parser.add_argument("--profile", action="store_true", help="where the time goes, of one level")
     options = parser.parse_args()
@@ -147,9 +157,16 @@ def main() -> int:
     levels = ["off", *options.levels.split(",")]
     try:
         is_real = options.host == "postfix"
-        with postfix() if is_real else counting_host(options.host) as (port, ca):
+        with ExitStack() as stack:
+            host = postfix() if is_real else counting_host(options.host)
+            port, ca = stack.enter_context(host)
+            if options.round_trip:
+                port = stack.enter_context(far_away(port, options.round_trip))
             make_account(port, ca, "starttls" if is_real else options.host)
-            print(f"{connection.vendor}, {options.host}, {options.recipients} recipient(s)")
+            print(
+                f"{connection.vendor}, {options.host}, {options.recipients} recipient(s), "
+                f"{options.round_trip:g} ms round trip"
+            )
             for title, messages, calls in (("singly", 1, 20), ("batch of 100", 100, 1)):
                 sender = Sender(messages, calls, options.recipients)
                 if options.profile:
