@@ -37,9 +37,18 @@ class _Headers(HeaderRegistry):
     that rendering a short message takes.
     """
 
-    # Addresses of recipients, subjects and identifiers differ from message to message.
+    # Addresses of recipients and identifiers differ from message to message. Many have the same
+    # subject, and those of one second the same date.
     REPEATING = frozenset(
-        ("from", "reply-to", "mime-version", "content-type", "content-transfer-encoding")
+        (
+            "from",
+            "reply-to",
+            "subject",
+            "date",
+            "mime-version",
+            "content-type",
+            "content-transfer-encoding",
+        )
     )
     LONGEST = 200  # characters of a value that is kept: a bound for the memory
 

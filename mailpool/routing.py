@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from django.apps import apps
 from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
 from django.db.models import F, Manager, Model, Q, QuerySet
@@ -93,7 +92,7 @@ class Router:
     # The tenant's accounts
 
     def _of_tenant(self, tenant: TenantRef) -> Accounts:
-        model = apps.get_model(conf.tenant_model())
+        model = _tenants().model
         # Always by key: an instance may be older than the last change, in a worker by days.
         if isinstance(tenant, model):
             if tenant.pk is None:
@@ -275,7 +274,8 @@ def _tenants_with(column: str, value: Any, tenant: TenantRef) -> list[Any]:
 
 def _tenants() -> Manager[Any]:
     # Like every foreign key: also those that the model's own manager leaves out.
-    manager: Manager[Any] = apps.get_model(conf.tenant_model())._base_manager
+    field: Any = Credential._meta.get_field("tenant")
+    manager: Manager[Any] = field.related_model._base_manager
     return manager
 
 
