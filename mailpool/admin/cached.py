@@ -17,7 +17,7 @@ CACHED = 60  # seconds
 Found = TypeVar("Found")
 
 
-def cached(name: str, make: Callable[[], Found], *, anew: bool = False) -> Found:
+def cached(name: str, make: Callable[[], Found]) -> Found:
     """*make*'s result, at most a minute old. It holds texts and times of the reader's own.
 
     A cache that does not answer is none: no page is missing for that.
@@ -25,9 +25,8 @@ def cached(name: str, make: Callable[[], Found], *, anew: bool = False) -> Found
     zone = timezone.get_current_timezone_name()
     key = f"mailpool:{__version__}:{name}:{zone}:{get_language()}"
     found: Found | None = None
-    if not anew:
-        with suppress(Exception):
-            found = cache.get(key)
+    with suppress(Exception):
+        found = cache.get(key)
     if found is None:
         found = make()
         with suppress(Exception):

@@ -78,15 +78,14 @@ class RelationFilter(PlainFilter):
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         chosen = self.value()
         found = self._offered(request)
-        if chosen and chosen not in (SITE, *dict(found)) and len(found) < OFFERED:
-            found = self._offered(request, anew=True)  # it may be of this minute
         if self.parameter_name == "tenant":
             found.append((SITE, gettext("(site)")))
         if chosen and chosen not in dict(found):
+            # Of this minute, or beside the other filter's choice without an account.
             found.append((chosen, self._name_of(chosen)))
         return found
 
-    def _offered(self, request: HttpRequest, *, anew: bool = False) -> list[tuple[str, str]]:
+    def _offered(self, request: HttpRequest) -> list[tuple[str, str]]:
         """Keys and names: not asked for with each page, since a list shall take five queries."""
         if not self.offers:
             return []
@@ -101,7 +100,7 @@ class RelationFilter(PlainFilter):
             offered = ((str(row.pk), str(row)) for row in rows[:OFFERED])
             return sorted(offered, key=lambda each: each[1])
 
-        return list(cached(f"offered:{self.parameter_name}:{other}", read, anew=anew))
+        return list(cached(f"offered:{self.parameter_name}:{other}", read))
 
     def _chosen_beside(self, request: HttpRequest) -> str:
         """In one spelling; empty where it can't be any."""
