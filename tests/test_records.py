@@ -412,6 +412,15 @@ def test_pages_follow_the_key(support):
         ("server=x", "The filter by mail server does not know “x”", 0),
         ("credential=x", "The filter by credential does not know “x”", 0),
         ("before=x", "The address of this page names no record, so it is the newest.", 2),
+        ("outcome__exact=x", "The filter by outcome does not know “x”, so nothing is shown.", 0),
+        ("sender__contains=b", "There is no filter by “sender__contains”, so it was left out.", 2),
+        (
+            "outcome__isnull=True&code__gt=1",
+            "There is no filter by “outcome__isnull”, “code__gt”",
+            2,
+        ),
+        ("utm_source=mail&p=1&o=1&_popup=1&e=1", "There is no filter by “utm_source”", 2),
+        ("outcome__exact=refused&outcome__exact=sent", "", 2),
         ("when=2001-01-31", "", 0),
         (f"server={uuid.uuid4()}", "", 0),
         ("when=&code=&before=", "", 2),
@@ -460,6 +469,17 @@ def test_filters_and_search(support, mail_host, make_credential, records):
     for address in ("one@a.example", "TWO@a.example"):
         assert page(support, f"?q={address}") == [his]
     assert page(support, "?q=four@a.example") == []
+
+
+def test_a_filter_that_is_none_reads_nothing_by_it_and_leads_nowhere(support):
+    make_rows(60, sender="bob@example.com")
+    with CaptureQueriesContext(connection) as captured:
+        answer = support.get(f"{LIST}?sender__contains=nobody&outcome__exact=sent")
+    assert not [each["sql"] for each in captured if "nobody" in each["sql"]]
+    list_ = answer.context["cl"]
+    assert len(list_.result_list) == 50
+    assert "outcome__exact=sent" in list_.older_url
+    assert "sender" not in list_.older_url
 
 
 def test_the_page_of_a_record(support, mail_host, make_credential):
@@ -538,6 +558,9 @@ QUERIES = [
     "?q=r{middle}@a.example",
     "?q=second-r{middle}@a.example",
     "?q=Q{middle}",
+    "?outcome__exact=refused&outcome__exact=unknown",
+    "?outcome__isnull=True",
+    "?sender__contains=nobody",
 ]
 
 
