@@ -6,6 +6,7 @@ import logging
 import re
 import uuid
 from datetime import timedelta
+from urllib.parse import quote
 
 import pytest
 from django.contrib.auth import get_user_model
@@ -471,6 +472,18 @@ def test_filters_and_search(support, mail_host, make_credential, records):
     assert page(support, "?q=four@a.example") == []
 
 
+@pytest.mark.parametrize("stored", ["<no-domain.1>", "no-domain.1", "<a@b>", "a@b"])
+def test_a_message_id_is_found_however_it_is_written(support, stored):
+    (one,) = make_rows(1, message_id=stored)
+    (two,) = make_rows(1, message_id="<other>", queue_id="no-domain.1")
+    bare = stored.strip("<>")
+    for term in (bare, f"<{bare}>", f" {bare} "):
+        found = page(support, f"?q={quote(term)}")
+        assert one in found
+        assert (two in found) == (term.strip() == two.queue_id)
+    assert page(support, "?q=no-domain") == []
+
+
 def test_a_filter_that_is_none_reads_nothing_by_it_and_leads_nowhere(support):
     make_rows(60, sender="bob@example.com")
     with CaptureQueriesContext(connection) as captured:
@@ -558,6 +571,8 @@ QUERIES = [
     "?q=r{middle}@a.example",
     "?q=second-r{middle}@a.example",
     "?q=Q{middle}",
+    "?q=no-domain&outcome__exact=sent",
+    "?q=%3CQ{middle}%3E",
     "?outcome__exact=refused&outcome__exact=unknown",
     "?outcome__isnull=True",
     "?sender__contains=nobody",

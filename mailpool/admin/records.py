@@ -314,14 +314,15 @@ class DeliveryRecordAdmin(PlainAnswers, admin.ModelAdmin):  # type: ignore[type-
         term = search_term.strip()
         if not term:
             return queryset, False
-        if "@" not in term:
-            return queryset.filter(queue_id=term), False
-        all_of_them = DeliveryRecord.objects.using(queryset.db)
+        all_of_them = DeliveryRecord.objects.using(queryset.db).order_by()
         bare = term.strip("<>")
-        wanted = [bare, f"<{bare}>"]
         # Each part by its own index: joined by OR, the database may rather read everything.
-        found = all_of_them.filter(message_id__in=wanted).order_by().values("pk")
-        return queryset.filter(pk__in=found.union(all_of_them.keys_to(bare), all=True)), False
+        parts = [
+            all_of_them.filter(message_id__in=[bare, f"<{bare}>"]).values("pk"),
+            all_of_them.filter(queue_id=term).values("pk"),
+            all_of_them.keys_to(bare),
+        ]
+        return queryset.filter(pk__in=parts[0].union(*parts[1:], all=True)), False
 
     @admin.display(description=_("time"))
     def time(self, record: DeliveryRecord) -> str:
