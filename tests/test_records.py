@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import uuid
 from datetime import timedelta
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from django.utils import timezone
 
 from mailpool import delivery, recording, signals
 from mailpool.backends import EmailBackend
+from mailpool.management.commands.mailpool_prune import Command as Prune
 from mailpool.models import Credential, DeliveryRecipient, DeliveryRecord, MailServer, Sender
 from mailpool.models.records import RANDOM_BITS, first_key, make_key
 from tests.records import add_records
@@ -364,6 +366,23 @@ def test_prune_removes_what_is_old_in_batches(capsys, settings):
     assert DeliveryRecipient.objects.get().record == new[0]
     call_command("mailpool_prune", "--older-than", "1", "--json")
     assert '"removed": 5' in capsys.readouterr().out
+
+
+@pytest.mark.django_db(transaction=True)
+def test_prune_ends_with_a_line_at_ctrl_c(capsys, monkeypatch):
+    make_rows(25, timezone.now() - timedelta(days=40))
+    monkeypatch.setattr(recording.prune, "__kwdefaults__", {"progress": None, "batch": 10})
+    monkeypatch.setattr(Prune, "_progress", lambda *args: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as ended:
+        Prune().run_from_argv(["manage.py", "mailpool_prune", "--older-than=30"])
+    assert ended.value.code == 130
+    out, err = capsys.readouterr()
+    assert (out, err.strip().partition(".")[0]) == ("", "Interrupted")
+    assert err.count("\n") == 2  # the line that Ctrl-C was typed on, and what there is to say
+    assert DeliveryRecord.objects.count() == 15
+    monkeypatch.undo()
+    call_command("mailpool_prune", "--older-than=30")
+    assert not DeliveryRecord.objects.exists()
 
 
 def test_a_scrubbed_copy_has_no_records(capsys):

@@ -19,11 +19,26 @@ from mailpool.exceptions import MailpoolError
 from mailpool.models import Credential, MailServer
 from mailpool.text import one_line
 
+INTERRUPTED = 130  # what shells make of a process that Ctrl-C ended
+
 EXIT_STATUS = "Exit status: 0 if all is well, 1 if something needs attention."
 
 
 class MailpoolCommand(BaseCommand):
-    """A command whose expected errors are one line in plain words, never a traceback."""
+    """A command whose expected errors are one line in plain words, never a traceback.
+
+    So is Ctrl-C on the command line; who calls the command from Python gets what Python raises.
+    """
+
+    interrupted = "Interrupted."
+    """What to say then: of what there is already, and how to go on."""
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        try:
+            super().run_from_argv(argv)
+        except KeyboardInterrupt:
+            sys.stderr.write(f"\n{self.interrupted}\n")
+            sys.exit(INTERRUPTED)
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         name = type(self).__module__.rpartition(".")[2]

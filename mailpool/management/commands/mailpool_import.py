@@ -22,6 +22,7 @@ class Command(MailpoolCommand):
         "line. Try it with --dry-run, and delete a file with passwords afterwards. Exit status: 0 "
         "if the whole file is right, 1 if something is wrong with it."
     )
+    interrupted = "Interrupted. Run it with --dry-run to see what is not imported."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("file", nargs="?", help="The file, or - for standard input.")

@@ -21,6 +21,9 @@ class Command(MailpoolCommand):
         "while the site runs. Interrupted, it may be run again. Exit status: 0, or 1 for what "
         "can't be done."
     )
+    interrupted = (
+        "Interrupted. What was removed stays removed, and the next run goes on from there."
+    )
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -16,6 +16,7 @@ class Command(MailpoolCommand):
         "Encrypt every secret with the newest key, while the site runs. Safe to interrupt and to "
         "run again. Afterwards mailpool_status says which keys may be removed. " + EXIT_STATUS
     )
+    interrupted = "Interrupted. What was rewritten stays so, and the next run goes on from there."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--dry-run", action="store_true", help="Only say what would be done.")

@@ -21,6 +21,7 @@ class Command(MailpoolCommand):
         "Exit status: 0 if it is done, or was a dry run; 1 if it was refused, not confirmed or "
         "not finished."
     )
+    interrupted = "Interrupted, and perhaps not finished: run it again."
     # A copy has to be scrubbed before the site is set up, when there may be no key yet.
     requires_system_checks: list[str] = []
 
