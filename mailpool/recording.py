@@ -123,45 +123,74 @@ def write(entries: Sequence[Entry]) -> None:
 
     Within a transaction of the caller's they stand or fall with it, but never break it.
     """
-    unwritten, failure = 0, None
+    missing = _Missing()
     for first in range(0, len(entries), ROWS):
         part = entries[first : first + ROWS]
         try:
-            missing, error = _write(part)
-        except Exception as unexpected:
-            missing, error = len(part), unexpected
-        unwritten, failure = unwritten + missing, error or failure
-    if failure is not None:
-        _report(unwritten, failure)
+            _write(part, missing)
+        except Exception as error:
+            missing.records += len(part)
+            missing.error = error
+    if missing.error is not None:
+        _report(missing, missing.error)
 
 
-def _report(count: int, error: Exception) -> None:
+@dataclass(slots=True)
+class _Missing:
+    """What could not be written, and why."""
+
+    records: int = 0
+    recipients: int = 0
+    """Further ones, of records that were written."""
+
+    error: Exception | None = None
+
+
+def _report(missing: _Missing, error: Exception) -> None:
+    more = ""
+    if missing.recipients:
+        more = f" and {missing.recipients} further recipients of others"
     logger.error(
-        "%d delivery records could not be written (%s): %s. The mail is not affected.",
-        count,
+        "%d delivery records%s could not be written (%s): %s. The mail is not affected.",
+        missing.records,
+        more,
         type(error).__name__,
         str(error).partition("\n")[0],  # what PostgreSQL says below that shows the row
-        extra=event("mailpool.records_not_written", records=count, error=error),
+        extra=event(
+            "mailpool.records_not_written",
+            records=missing.records,
+            recipients=missing.recipients,
+            error=error,
+        ),
     )
-    signals.records_failed.send_robust(sender=DeliveryRecord, count=count, error=error)
+    signals.records_failed.send_robust(
+        sender=DeliveryRecord, count=missing.records, recipients=missing.recipients, error=error
+    )
 
 
-def _write(entries: Sequence[Entry]) -> tuple[int, Exception | None]:
-    """How many of *entries* could not be written, and why."""
+def _write(entries: Sequence[Entry], missing: _Missing) -> None:
+    """Write them, but for what *missing* tells of. What it raises, no record was written for."""
     using = router.db_for_write(DeliveryRecord)
     rows, others = _Rows(using).of(entries)
     try:
         _insert(using, DeliveryRecord, rows)
-    except (DataError, IntegrityError) as error:
+    except (DataError, IntegrityError):
         if len(entries) == 1:
-            return 1, error
+            raise
         # One of them is to blame; it shall not take the others along.
-        outcomes = [_write([entry]) for entry in entries]
-        errors = [error for _, error in outcomes if error is not None]
-        return sum(count for count, _ in outcomes), errors[0] if errors else None
+        for entry in entries:
+            try:
+                _write([entry], missing)
+            except Exception as error:
+                missing.records += 1
+                missing.error = error
+        return
     if others:
-        _insert(using, DeliveryRecipient, others)
-    return 0, None
+        try:
+            _insert(using, DeliveryRecipient, others)
+        except Exception as error:
+            missing.recipients += len(others)
+            missing.error = error
 
 
 def _insert(using: str, model: Any, rows: list[list[Any]]) -> None:
@@ -169,8 +198,15 @@ def _insert(using: str, model: Any, rows: list[list[Any]]) -> None:
     statement = _statement(using, model)
     if connection.in_atomic_block or not connection.get_autocommit():
         # A savepoint, so that an error does not break the caller's transaction.
-        with transaction.atomic(using=using):
-            statement.execute(rows)
+        try:
+            with transaction.atomic(using=using):
+                statement.execute(rows)
+        except (OperationalError, InterfaceError):
+            if connection.needs_rollback and not connection.is_usable():
+                # Not even the savepoint could be rolled back, for the line is cut. Django would
+                # end the caller's transaction as rolled back, without a word; so it fails.
+                connection.needs_rollback = False
+            raise
         return
     try:
         statement.execute(rows, alone=True)

@@ -14,7 +14,8 @@ used for) and ``reason`` as well; the sender is the ``SessionPool`` class. They 
 thread opens or closes the connection, perhaps while a message waits for it: count or log, and
 leave the database alone.
 
-``records_failed`` is sent when delivery records could not be written, with ``count`` and
+``records_failed`` is sent when delivery records could not be written, with ``count``,
+``recipients`` (how many further recipients are missing of records that were written) and
 ``error``; the sender is the ``DeliveryRecord`` class. The mail itself has gone its way.
 
 An exception in a receiver is logged and goes no further.

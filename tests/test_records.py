@@ -6,6 +6,7 @@ import logging
 import re
 import signal
 import uuid
+from contextlib import nullcontext
 from datetime import timedelta
 from urllib.parse import quote
 
@@ -14,14 +15,21 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.core.mail import EmailMessage
 from django.core.management import CommandError, call_command
-from django.db import OperationalError, connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from mailpool import delivery, recording, signals
 from mailpool.backends import EmailBackend
 from mailpool.management.commands.mailpool_prune import Command as Prune
-from mailpool.models import Credential, DeliveryRecipient, DeliveryRecord, MailServer, Sender
+from mailpool.models import (
+    Credential,
+    DeliveryRecipient,
+    DeliveryRecord,
+    MailServer,
+    Sender,
+    Tenant,
+)
 from mailpool.models.records import RANDOM_BITS, first_key, make_key
 from tests.records import add_records
 from tests.scripted import ScriptedServer
@@ -241,6 +249,66 @@ def test_a_failed_write_changes_nothing_for_the_caller(
     (logged,) = caplog.records
     assert (logged.event, logged.mailpool_records) == ("mailpool.records_not_written", 2)
     assert delivery.stats().busy == 0
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_only_what_is_missing_is_reported(
+    mail_host, make_credential, records, caplog, in_transaction
+):
+    """The records stand; of their further recipients they are told apart."""
+    records("addresses")
+    make_credential(mail_host, "bob")
+    heard = []
+
+    def hear(**kwargs):
+        heard.append((kwargs["count"], kwargs["recipients"]))
+
+    def refuse(execute, sql, params, many, context):
+        if 'INTO "mailpool_deliveryrecipient"' in sql.replace("`", '"'):
+            raise OperationalError("disk full")
+        return execute(sql, params, many, context)
+
+    signals.records_failed.connect(hear)
+    try:
+        with transaction.atomic() if in_transaction else nullcontext():
+            with connection.execute_wrapper(refuse):
+                assert send(message(["a@b.example", "c@b.example", "d@b.example"])) == 1
+            assert DeliveryRecord.objects.count() == 1
+    finally:
+        signals.records_failed.disconnect(hear)
+    assert (DeliveryRecord.objects.count(), DeliveryRecipient.objects.count()) == (1, 0)
+    assert heard == [(0, 2)]
+    (logged,) = [each for each in caplog.records if each.name == "mailpool.records"]
+    assert (logged.mailpool_records, logged.mailpool_recipients) == (0, 2)
+    assert "0 delivery records and 2 further recipients of others could not be" in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("at", ["SAVEPOINT", "INSERT"])
+def test_a_transaction_whose_line_is_cut_does_not_pass_for_done(
+    mail_host, make_credential, caplog, at
+):
+    """The caller would believe its own rows to be stored. (SQLite has no line.)"""
+    make_credential(mail_host, "bob")
+    done = []
+
+    def cut(execute, sql, params, many, context):
+        if sql.startswith(at) and not done:
+            done.append(cut_the_line())
+        return execute(sql, params, many, context)
+
+    fails = pytest.raises((OperationalError, InterfaceError))
+    with fails if connection.vendor != "sqlite" else nullcontext(), transaction.atomic():
+        Tenant.objects.create(slug="new")
+        with connection.execute_wrapper(cut):
+            assert send() == 1
+    assert done
+    is_there = connection.vendor == "sqlite"
+    assert Tenant.objects.filter(slug="new").exists() == is_there
+    assert DeliveryRecord.objects.exists() == is_there
+    assert ("1 delivery records could not be written" in caplog.text) != is_there
+    assert len(mail_host.delivered) == 1
 
 
 @pytest.mark.django_db(transaction=True)
