@@ -113,9 +113,10 @@ def recorded_together(rows: Sequence[Audited], using: str) -> Iterator[None]:
     Within it their ``save()`` leaves that out: to read a row before and after, and to write an
     entry, takes several times as long as to save it. All of it is one transaction.
     """
-    model, keys = type(rows[0]), [row.pk for row in rows]
+    model = type(rows[0])
+    keys = _as_read(model, [row.pk for row in rows])
     with transaction.atomic(using=using), _recorded(model, using, lambda: keys):
-        token = _together.set(frozenset((model, using, key) for key in keys))
+        token = _together.set(_together.get() | {(model, using, key) for key in keys})
         try:
             yield
         finally:
@@ -125,12 +126,20 @@ def recorded_together(rows: Sequence[Audited], using: str) -> Iterator[None]:
 @contextmanager
 def _recorded(model: type[Any], using: str, keys: Callable[[], Sequence[Any]]) -> Iterator[None]:
     """Record what happens to the rows with *keys* inside the block; new ones get theirs there."""
-    if {(model, using, key) for key in keys()} <= _together.get():
-        yield
-        return
-    before = _read(model, using, [key for key in keys() if key is not None])
+
+    def own() -> list[Any]:
+        found = _as_read(model, keys())
+        return [key for key in found if (model, using, key) not in _together.get()]
+
+    before = _read(model, using, own())
     yield
-    _record(model, using, before, keys())
+    _record(model, using, before, own())
+
+
+def _as_read(model: type[Any], keys: Sequence[Any]) -> list[Any]:
+    """Each once, as it is in rows that were read: an instance may have its key as text."""
+    to_python = model._meta.pk.to_python
+    return list(dict.fromkeys(to_python(key) for key in keys if key is not None))
 
 
 @receiver(pre_save, dispatch_uid="mailpool.changes.look")

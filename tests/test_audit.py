@@ -114,6 +114,16 @@ def test_a_change_names_the_fields_with_old_and_new(bob):
     assert last().server == "Other"
 
 
+def test_a_key_may_be_text(bob):
+    bob.pk, bob.priority = str(bob.pk), 3
+    bob.save()
+    assert entries() == [("changed", "priority: 10 → 3")]
+    key = uuid4()
+    MailServer.objects.create(pk=str(key), name="By text", host="smtp.example.com")
+    assert last().action == "created"
+    assert last().server_id == key
+
+
 def test_each_thing_that_one_save_does_is_an_entry(bob):
     bob.username, bob.password, bob.is_active = "robert", "another", False
     bob.save()

@@ -220,6 +220,26 @@ def test_rows_that_are_recorded_together_are_so_no_longer_afterwards(many):
     assert told()[1:] == [("u1", "priority: 10 → 5"), ("u0", "priority: 2 → 4")]
 
 
+def test_each_row_is_recorded_once_by_whoever_is_first(many):
+    """A receiver may write other rows as well, and some of the same ones."""
+    many(2)
+    one, two = Credential.objects.order_by("username")
+    newest = AuditEntry.objects.first().pk
+    one.pk = str(one.pk)
+    with changes.recorded_together([one], "default"):
+        Credential.objects.update(priority=2)
+        with changes.recorded_together([two], "default"):
+            one.priority = two.priority = 3
+            one.save()
+            two.save()
+    found = AuditEntry.objects.filter(pk__gt=newest).order_by("pk")
+    assert [(row.username, row.details) for row in found] == [
+        ("u1", "priority: 10 → 2"),
+        ("u1", "priority: 2 → 3"),
+        ("u0", "priority: 10 → 3"),
+    ]
+
+
 # Real connections
 
 
