@@ -10,13 +10,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from datetime import time as clock
 from typing import Any, NamedTuple, TypeAlias
 
-from django.db import DatabaseError
+from django.db import DatabaseError, router, transaction
 from django.db.models import Case, Count, Max, Q, QuerySet, Sum, Value, When
 from django.utils import timezone
 from django.utils.formats import date_format
@@ -180,8 +180,11 @@ def traffic(span: Span, now: datetime | None = None) -> Traffic | None:
 
 
 def _sum_up() -> None:
-    """Sum up some of what is over. Where that can't be written, the records are counted."""
-    with suppress(DatabaseError):
+    """Sum up some of what is over. Where that can't be done, the records are counted."""
+    using = router.db_for_write(DeliveryRecord)
+    # Within a transaction, such as a request's, an error would spoil the queries that follow.
+    is_within = transaction.get_connection(using).in_atomic_block
+    with suppress(DatabaseError), transaction.atomic(using) if is_within else nullcontext():
         summaries.sum_up(SUMMED_AT_ONCE)
 
 
@@ -275,7 +278,9 @@ def _groups(
             # It may have been renamed: the latest name counts.
             names[key] = max(names.get(key, (0, "")), (newest, called))
     groups = [
-        _group(key, names[key][1] if key is not None else without, *counts[key]) for key in shown
+        _group(key, names[key][1] if key is not None else without, *counts[key])
+        for key in shown
+        if key in names  # the rows may have been removed since they were counted
     ]
     if len(order) > TOP:
         rest = [

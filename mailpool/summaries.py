@@ -156,11 +156,15 @@ def _sum_up(records: models.QuerySet[Any, Any], first: int, last: int) -> int:
 def remove(before: int) -> None:
     """Remove the quarters that began before that key, a day of them in each transaction."""
     using = router.db_for_write(DeliveryRecord)
-    slots = DeliverySummary.objects.using(using).filter(pk__lt=before).order_by("pk")
-    while (first := slots.values_list("pk", flat=True).first()) is not None:
-        end = min(before, first + 96 * SLOT)
+    slots = DeliverySummary.objects.using(using).order_by()
+    keys = sorted(slots.filter(pk__lt=before).values_list("pk", flat=True))
+    for day in (keys[n : n + 96] for n in range(0, len(keys), 96)):
         with transaction.atomic(using=using):
+            # These and no others: another process may be summing up what is between them.
+            if slots.filter(pk__in=day)._raw_delete(using) < len(day):
+                # Another one is removing them, and a third one may be making them anew.
+                transaction.set_rollback(True, using)
+                continue
             for model in SHARES.values():
-                old = model._default_manager.using(using).filter(slot__lt=end)
-                old.order_by()._raw_delete(using)
-            slots.filter(pk__lt=end).order_by()._raw_delete(using)
+                shares = model._default_manager.using(using).filter(slot__in=day)
+                shares.order_by()._raw_delete(using)

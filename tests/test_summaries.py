@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 from django.core.cache import cache
 from django.core.management import CommandError, call_command
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, connection, transaction
 from django.db.models import QuerySet
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -226,6 +227,128 @@ def test_what_can_not_be_summed_up_is_counted(clock, monkeypatch):
     assert traffic(SPANS["24h"]).total.messages == 5
 
 
+def test_an_error_while_summing_up_spoils_no_transaction(clock, monkeypatch):
+    """As with ATOMIC_REQUESTS, where the database gives up a query that takes too long."""
+    add_records(CredentialFactory(), 5, at=NOW - timedelta(hours=5))
+
+    def given_up(*args):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM no_such_table")
+
+    monkeypatch.setattr(summaries, "_sum_up", given_up)
+    with transaction.atomic():
+        assert traffic(SPANS["24h"]).total.messages == 5
+    assert traffic(SPANS["24h"]).total.messages == 5
+
+
+@contextmanager
+def meanwhile(is_it, do, *, before=False):
+    """*do* it once: after, or *before*, a query whose SQL and parameters *is_it* accepts."""
+    done = []
+
+    def watch(execute, sql, params, many, context):
+        is_now = not done and is_it(sql, params)
+        if is_now:
+            done.append(True)
+        if is_now and before:
+            do()
+        result = execute(sql, params, many, context)
+        if is_now and not before:
+            do()
+        return result
+
+    with connection.execute_wrapper(watch):
+        yield
+    assert done
+
+
+def test_records_may_go_while_they_are_counted(clock, monkeypatch):
+    monkeypatch.setattr(summaries, "ENOUGH", 10**9)
+    add_records(CredentialFactory(), 5, at=NOW - timedelta(hours=5))
+    with meanwhile(
+        lambda sql, params: "server_id" in sql,
+        lambda: DeliveryRecord.objects.all()._raw_delete("default"),
+    ):
+        found = traffic(SPANS["24h"])
+    assert found.total.messages == 5
+    assert found.servers == ()
+
+
+def whole_quarters():
+    """How many messages each quarter has, by each of the tables."""
+    return [
+        {
+            slot: sum(count for _, _, count in speeds)
+            for slot, speeds in DeliverySummary.objects.values_list("slot", "speeds")
+            if speeds
+        },
+        *(
+            {slot: sum(m for s, m in rows if s == slot) for slot, _ in rows}
+            for rows in (model.objects.values_list("slot", "messages") for model in ALL[1:])
+        ),
+    ]
+
+
+def test_what_is_summed_up_while_others_are_removed_is_whole(clock):
+    """Another process, that committed between two statements of the one that removes."""
+    credential = CredentialFactory()
+    for days in range(1, 6):
+        add_records(credential, days, at=NOW - timedelta(days=days))
+    summaries.sum_up()
+    late = first_key(NOW - timedelta(days=5)) // summaries.SLOT * summaries.SLOT
+    DeliverySummary.objects.filter(pk=late).delete()
+    for model in ALL[1:]:
+        model.objects.filter(slot=late).delete()
+
+    def other():
+        records = DeliveryRecord.objects.order_by()
+        end = late + summaries.SLOT
+        summaries._sum_up(records.filter(pk__gte=late, pk__lt=end), late, end)
+
+    for table in ("deliverysummary", "serversummary", "tenantsummary"):
+        with transaction.atomic():
+            with meanwhile(
+                lambda sql, params, table=table: (
+                    sql.startswith("DELETE") and table in sql and max(params) > late
+                ),
+                other,
+            ):
+                summaries.remove(late + 10 * summaries.SLOT)
+            sums = whole_quarters()
+            assert sums[0] == sums[1] == sums[2]
+            assert sorted(sums[0].values()) in ([1, 2, 3, 4], [1, 2, 3, 4, 5])
+            transaction.set_rollback(True)
+
+
+def test_two_that_remove_the_same_leave_nothing_half(clock, monkeypatch):
+    """While a third one makes it anew."""
+    monkeypatch.setattr(summaries, "KEPT", timedelta(hours=24))
+    add_records(CredentialFactory(), 3, at=NOW - timedelta(hours=20))
+    summaries.sum_up()
+    whole = everything()
+    late = first_key(NOW - timedelta(hours=20)) // summaries.SLOT * summaries.SLOT
+    removals = []
+
+    def is_removal(sql, params):
+        return sql.startswith("DELETE") and "deliverysummary" in sql
+
+    def is_second_removal(sql, params):
+        removals.append(is_removal(sql, params))
+        return sum(removals) == 2
+
+    def remove():
+        summaries.remove(late + summaries.SLOT)
+
+    # What one has found, another one removes just before it; after it a third one commits.
+    with (
+        meanwhile(is_removal, remove, before=True),
+        meanwhile(is_second_removal, summaries.sum_up),
+    ):
+        remove()
+    summaries.sum_up()
+    assert everything() == whole
+
+
 def test_few_records_are_not_summed_up(clock, monkeypatch, admin_client):
     monkeypatch.setattr(summaries, "ENOUGH", 5)
     add_records(CredentialFactory(), 5, at=NOW - timedelta(hours=5))
@@ -248,7 +371,8 @@ def test_queries_are_as_many_with_more_records(clock, monkeypatch):
         for key in ("24h", "7d", "30d"):
             with CaptureQueriesContext(connection) as each:
                 traffic(SPANS[key])
-            found.append(len(each))
+            # Those of the transaction that the test runs in are no queries.
+            found.append(sum("SAVEPOINT" not in query["sql"] for query in each))
         return found
 
     few = queries()
