@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -144,7 +144,7 @@ def traffic(span: Span, now: datetime | None = None) -> Traffic | None:
         # No zone of today begins its hours elsewhere than at a quarter; if one does, records tell.
         if not any(key % summaries.SLOT for key in keys):
             _sum_up()
-            rows = DeliverySummary.objects.filter(pk__gte=keys[0])
+            rows = DeliverySummary.objects.using(records.db).filter(pk__gte=keys[0])
             slots = dict(rows.values_list("slot", "speeds"))
             summed = summaries.run_of(slots)
         if summed:
@@ -237,16 +237,15 @@ class Source(NamedTuple):
 
 
 def _sources(
-    name: str, live: Iterable[QuerySet[Any, Any]], summed: tuple[int, int] | None
+    name: str, live: Sequence[QuerySet[Any, Any]], summed: tuple[int, int] | None
 ) -> list[Source]:
     """Records, and what others were summed up to."""
     # That it counts what was sent also keeps PostgreSQL from reading an index of all times for the
     # sake of one of them.
     found = [Source(each, "pk", Count("pk"), summaries.SENT, Max("pk")) for each in live]
     if summed:
-        rows = summaries.SHARES[name]._default_manager.filter(
-            slot__gte=summed[0], slot__lt=summed[1]
-        )
+        shares = summaries.SHARES[name]._default_manager.using(live[0].db)
+        rows = shares.filter(slot__gte=summed[0], slot__lt=summed[1])
         found.append(Source(rows, "slot", Sum("messages"), Sum("sent"), Max("newest")))
     return found
 

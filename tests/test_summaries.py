@@ -492,6 +492,24 @@ def test_summaries_go_with_their_records_and_after_a_month(clock, monkeypatch):
     assert stored() == [1, 1]
 
 
+class RecordsOnly:
+    """Knows where records are, and of nothing else of theirs."""
+
+    def db_for_read(self, model, **hints):
+        return "elsewhere" if model in ALL else None
+
+    db_for_write = db_for_read
+
+
+def test_sums_are_in_the_database_of_the_records(clock, settings):
+    add_random(random.Random(6))
+    settings.DATABASE_ROUTERS = ["tests.test_summaries.RecordsOnly"]
+    recording.prune(NOW - timedelta(days=20))
+    assert summaries.sum_up() > 0
+    found = traffic(SPANS["7d"])
+    assert found.total.messages == sum(server.messages for server in found.servers)
+
+
 def test_the_command_sums_up(capsys, settings):
     add_records(CredentialFactory(), 3, ago=timedelta(hours=3))
     add_records(CredentialFactory(), 2, ago=timedelta(days=20))
