@@ -597,7 +597,8 @@ def test_nothing_is_sent_with_what_is_switched_off(admin, mail_host, make_creden
     page = admin.post(f"{url}verify/")
     assert page.context["report"].ok
     assert "inactive" in page.content.decode()
-    page = admin.post(f"{url}send-test/", {"recipient": "a@example.com"})
+    addresses = {"recipient": "a@example.com", "sender": "bob@example.com"}
+    page = admin.post(f"{url}send-test/", addresses)
     assert page.context["result"].status == "failed"
     assert "inactive" in page.content.decode()
     assert mail_host.delivered == []

@@ -226,9 +226,8 @@ def test_change_address_to_nonsense(server, staff):
 def test_a_stored_password_is_not_tried_out_at_another_host(bob, staff, new_host, page):
     MailServer.objects.update(port=new_host.port)
     client = staff("view_credential", "change_credential", "verify_credential")
-    shown = client.post(
-        f"/admin/mailpool/credential/{bob.pk}/{page}/", {"recipient": "me@example.com"}
-    ).content.decode()
+    addresses = {"recipient": "me@example.com", "sender": "bob@example.com"}
+    shown = client.post(f"/admin/mailpool/credential/{bob.pk}/{page}/", addresses).content.decode()
     assert "does not open" in shown
     assert PASSWORD not in shown
     assert new_host.connections == 0
