@@ -8,11 +8,11 @@ from django.contrib import admin
 from django.db import models
 from django.db.models import Exists, OuterRef, QuerySet, Value
 from django.http import HttpRequest
-from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from mailpool.admin.pages import admin_url
 from mailpool.admin.plain import PlainAnswers
 from mailpool.audit import AuditEntry
 from mailpool.models import Credential, MailServer, OAuthClient
@@ -34,9 +34,10 @@ class TrailLink(admin.ModelAdmin):  # type: ignore[type-arg]
     ) -> Any:
         row = kwargs.get("obj")
         if row is not None and request.user.has_perm("mailpool.view_auditentry"):
-            entries = reverse("admin:mailpool_auditentry_changelist")
             key = next(name for name, model in ABOUT.items() if isinstance(row, model))
-            context["trail_url"] = f"{entries}?{key}__exact={row.pk}"
+            context["trail_url"] = admin_url(
+                self.admin_site.name, "mailpool_auditentry_changelist", **{f"{key}__exact": row.pk}
+            )
         return super().render_change_form(request, context, *args, **kwargs)
 
 
@@ -106,9 +107,9 @@ class AuditEntryAdmin(PlainAnswers, admin.ModelAdmin):  # type: ignore[type-arg]
         name = entry.about or gettext("(all credentials)")
         for key, model in ABOUT.items():
             if getattr(entry, f"{key}_has_page"):
-                page = f"admin:mailpool_{model._meta.model_name}_change"
-                url = reverse(page, args=[getattr(entry, key)])
-                return format_html('<a href="{}">{}</a>', url, name)
+                page = f"mailpool_{model._meta.model_name}_change"
+                if url := admin_url(self.admin_site.name, page, getattr(entry, key)):
+                    return format_html('<a href="{}">{}</a>', url, name)
         return name
 
     @admin.display(description=_("tenant"), ordering="tenant")

@@ -12,13 +12,13 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Model
 from django.http import Http404, HttpRequest, QueryDict
 from django.http.response import HttpResponseBase, HttpResponseRedirect
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import audit
 from mailpool.admin.acting import as_user
-from mailpool.admin.pages import OwnPages
+from mailpool.admin.pages import OwnPages, admin_url
 from mailpool.exceptions import MailpoolError, OAuthError, SecretError
 from mailpool.models import Credential
 from mailpool.oauth import provider
@@ -36,8 +36,12 @@ _SECONDS = 900
 
 
 def redirect_uri(request: HttpRequest, site_name: str) -> str:
-    """Where providers send people back to: the same for all credentials, known to the provider."""
-    return request.build_absolute_uri(reverse(f"admin:{CALLBACK}", current_app=site_name))
+    """Where providers send people back to: the same for all credentials, known to the provider.
+
+    Empty where the admin site has no credentials, and so nobody to send back.
+    """
+    url = admin_url(site_name, CALLBACK)
+    return request.build_absolute_uri(url) if url else ""
 
 
 class ConnectPage(OwnPages):
@@ -93,7 +97,7 @@ class ConnectPage(OwnPages):
                 "again."
             )
             self.message_user(request, text, messages.ERROR)
-            return HttpResponseRedirect(reverse(self.url_name("changelist")))
+            return HttpResponseRedirect(self.url_to("changelist"))
         credential = self._credential(request, begun["credential"])
         try:
             _connect(credential, begun, answer)
@@ -108,7 +112,7 @@ class ConnectPage(OwnPages):
                 "The account is connected. “Verify connection” shows whether it was the right one."
             )
             self.message_user(request, text, messages.SUCCESS)
-        return HttpResponseRedirect(reverse(self.url_name("change"), args=[credential.pk]))
+        return HttpResponseRedirect(self.url_to("change", credential.pk))
 
     def _credential(self, request: HttpRequest, object_id: str) -> Credential:
         credential: Credential = self.row(request, object_id, PERMISSION)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.http import HttpRequest
-from django.urls import NoReverseMatch, reverse
 from django.utils.formats import number_format
-from django.utils.http import urlencode
 from django.utils.translation import gettext
 
 from mailpool import conf
 from mailpool.admin.cached import cached
+from mailpool.admin.pages import admin_url
 from mailpool.attention import Attention, attention
 from mailpool.dashboard import HOUR, SPANS, Group, Sessions, Span, Traffic, sessions, traffic
 from mailpool.models import Credential, MailServer
@@ -263,9 +262,4 @@ def _number(value: float | None) -> str:
 
 def _url(request: HttpRequest, page: str, *args: Any, **query: str) -> str:
     """A page of the admin; empty where this admin site does not have it."""
-    site = getattr(request, "current_app", None)
-    try:
-        url = reverse(f"admin:mailpool_{page}", args=args, current_app=site)
-    except NoReverseMatch:
-        return ""
-    return f"{url}?{urlencode(query)}" if query else url
+    return admin_url(getattr(request, "current_app", None), f"mailpool_{page}", *args, **query)

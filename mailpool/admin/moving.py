@@ -11,7 +11,7 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Model
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase, HttpResponseRedirect
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
@@ -112,7 +112,7 @@ class MovePage(OwnPages):
                 len(result.left),
             )
             self.message_user(request, text % {"count": len(result.left)}, messages.WARNING)
-        return HttpResponseRedirect(reverse(self.url_name("change"), args=[server.pk]))
+        return HttpResponseRedirect(self.url_to("change", server.pk))
 
 
 def _consequence(stake: relocation.Stake) -> str:

@@ -111,7 +111,8 @@ class OAuthClientAdmin(TrailLink, SecretiveAdmin):
             text = gettext("Redirect URI, to be entered at the provider: {}")
             uri = redirect_uri(request, self.admin_site.name)
             shown = format_html('<code class="mailpool-address">{}</code>', uri)
-            return ((title, {**first, "description": format_html(text, shown)}), *others)
+            description = format_html(text, shown) if uri else ""
+            return ((title, {**first, "description": description}), *others)
         # Whoever may only look is shown all fields as they are, and a secret is no field to show.
         return (
             (None, {"fields": ("name", "provider", "client_id")}),

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest
 from django.template.response import TemplateResponse
+from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext
 
 from mailpool.admin.secrecy import SecretiveAdmin
+
+
+def admin_url(site: str | None, page: str, *args: Any, **query: Any) -> str:
+    """A page of the admin site called *site*; empty where that does not have it.
+
+    A project may have several, each with some of the models.
+    """
+    try:
+        url = reverse(f"admin:{page}", args=args, current_app=site)
+    except NoReverseMatch:
+        return ""
+    return f"{url}?{urlencode(query)}" if query else url
 
 
 class OwnPages(SecretiveAdmin):
@@ -48,3 +62,7 @@ class OwnPages(SecretiveAdmin):
 
     def url_name(self, page: str) -> str:
         return f"admin:{self.opts.app_label}_{self.opts.model_name}_{page}"
+
+    def url_to(self, page: str, *args: Any) -> str:
+        """Another page of this model, on the same admin site."""
+        return reverse(self.url_name(page), args=args, current_app=self.admin_site.name)

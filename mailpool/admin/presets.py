@@ -7,9 +7,9 @@ from typing import Any, cast
 from django.contrib import admin
 from django.db.models import Field
 from django.http import HttpRequest
-from django.urls import reverse
 from django.utils.http import urlencode
 
+from mailpool.admin.pages import admin_url
 from mailpool.models import MailServer, OAuthClient
 from mailpool.server_presets import SERVER_PRESETS, ServerPreset, preset_for_address
 
@@ -80,9 +80,8 @@ class PresetStart(admin.ModelAdmin):  # type: ignore[type-arg]
         clients = OAuthClient.objects.filter(provider__startswith=chosen.oauth_provider)
         if clients.exists():
             if request.user.has_perm("mailpool.view_oauthclient"):
-                return reverse(f"{self.admin_site.name}:mailpool_oauthclient_changelist")
+                return admin_url(self.admin_site.name, "mailpool_oauthclient_changelist")
         elif request.user.has_perm("mailpool.add_oauthclient"):
-            url = reverse(f"{self.admin_site.name}:mailpool_oauthclient_add")
             values = {"provider": chosen.oauth_provider, "name": chosen.name}
-            return f"{url}?{urlencode(values)}"
+            return admin_url(self.admin_site.name, "mailpool_oauthclient_add", **values)
         return ""

@@ -18,7 +18,6 @@ from django.db import models
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest
 from django.template.response import TemplateResponse
-from django.urls import reverse
 from django.utils import timezone
 from django.utils.dateparse import parse_date
 from django.utils.html import format_html
@@ -27,6 +26,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from mailpool.admin.cached import cached
+from mailpool.admin.pages import admin_url
 from mailpool.admin.plain import PlainAnswers, PlainFilter
 from mailpool.models import Credential, DeliveryRecord, MailServer
 from mailpool.models.records import Outcome, first_key
@@ -42,12 +42,13 @@ OFFERED = 50
 ATTEMPTS = 20
 
 
-def records_url(row: Any) -> str:
+def records_url(site: str | None, row: Any) -> str:
     """The list of the records of a tenant, credential or server."""
-    url = reverse("admin:mailpool_deliveryrecord_changelist")
     if isinstance(row, Credential):
-        return f"{url}?tenant={row.tenant_id or SITE}&credential={row.pk}"
-    return f"{url}?{'server' if isinstance(row, MailServer) else 'tenant'}={row.pk}"
+        of = {"tenant": row.tenant_id or SITE, "credential": row.pk}
+    else:
+        of = {"server" if isinstance(row, MailServer) else "tenant": row.pk}
+    return admin_url(site, "mailpool_deliveryrecord_changelist", **of)
 
 
 class RecordsLink(admin.ModelAdmin):  # type: ignore[type-arg]
@@ -58,7 +59,7 @@ class RecordsLink(admin.ModelAdmin):  # type: ignore[type-arg]
     ) -> Any:
         row = kwargs.get("obj")
         if row is not None and request.user.has_perm("mailpool.view_deliveryrecord"):
-            context["records_url"] = records_url(row)
+            context["records_url"] = records_url(self.admin_site.name, row)
         return super().render_change_form(request, context, *args, **kwargs)
 
 
@@ -421,7 +422,9 @@ class DeliveryRecordAdmin(PlainAnswers, admin.ModelAdmin):  # type: ignore[type-
                 and request.user.has_perm(f"{opts.app_label}.view_{opts.model_name}")
                 and model._base_manager.filter(pk=key).exists()
             ):
-                page = reverse(f"admin:{opts.app_label}_{opts.model_name}_change", args=[key])
+                page = admin_url(
+                    self.admin_site.name, f"{opts.app_label}_{opts.model_name}_change", key
+                )
             title = str(field.verbose_name)  # type: ignore[union-attr]
             if called or key is not None:
                 links.append({"title": title, "name": called or str(key), "url": page})

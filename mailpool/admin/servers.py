@@ -8,7 +8,6 @@ from django import forms
 from django.contrib import admin
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
-from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
@@ -19,6 +18,7 @@ from mailpool.admin.audit import TrailLink
 from mailpool.admin.credentials import CredentialInline, FirstCredentialInline, choose_by_typing
 from mailpool.admin.maintaining import MaintenancePages
 from mailpool.admin.moving import MovePage
+from mailpool.admin.pages import admin_url
 from mailpool.admin.presets import PresetStart
 from mailpool.admin.records import RecordsLink
 from mailpool.admin.secrecy import SecretiveAdmin
@@ -29,9 +29,9 @@ from mailpool.models import MailServer
 INLINE_AT_MOST = 20
 
 
-def accounts_url(server: MailServer) -> str:
+def accounts_url(site: str | None, server: MailServer) -> str:
     """The list of a server's credentials."""
-    return f"{reverse('admin:mailpool_credential_changelist')}?server__id__exact={server.pk}"
+    return admin_url(site, "mailpool_credential_changelist", server__id__exact=server.pk)
 
 
 @admin.register(MailServer)
@@ -129,7 +129,7 @@ class MailServerAdmin(
     ) -> Any:
         server = kwargs.get("obj")
         if server is not None and request.user.has_perm("mailpool.view_credential"):
-            context["accounts_url"] = accounts_url(server)
+            context["accounts_url"] = accounts_url(self.admin_site.name, server)
             context["accounts"] = server.credentials.count()
         return super().render_change_form(request, context, *args, **kwargs)
 
@@ -163,9 +163,10 @@ class MailServerAdmin(
         count: int = server.tenant_count  # type: ignore[attr-defined]
         site: int = server.site_count  # type: ignore[attr-defined]
         text = gettext("%(count)d + site") % {"count": count} if site else str(count)
-        if not count and not site:
+        url = accounts_url(self.admin_site.name, server)
+        if not url or not (count or site):
             return text
-        return format_html('<a href="{}">{}</a>', accounts_url(server), text)
+        return format_html('<a href="{}">{}</a>', url, text)
 
     @admin.action(description=_("Maintain connections"), permissions=["change"])
     def maintain(self, request: HttpRequest, queryset: QuerySet[MailServer]) -> None:

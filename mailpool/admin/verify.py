@@ -10,13 +10,13 @@ from django.contrib import admin, messages
 from django.contrib.admin.options import IS_POPUP_VAR
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase, HttpResponseRedirect
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils.translation import gettext, pgettext
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import verification
 from mailpool.admin.acting import as_user
-from mailpool.admin.pages import OwnPages
+from mailpool.admin.pages import OwnPages, admin_url
 from mailpool.models import Credential, MailServer
 from mailpool.moments import moment
 from mailpool.validators import validate_from_address
@@ -214,8 +214,8 @@ class SaveAndTest(admin.ModelAdmin):  # type: ignore[type-arg]
             text = gettext("There is no account to test yet. Add a credential.")
             self.message_user(request, text, messages.WARNING)
             return None
-        url = reverse("admin:mailpool_credential_send_test", args=[credential.pk])
-        return HttpResponseRedirect(url)
+        url = admin_url(self.admin_site.name, "mailpool_credential_send_test", credential.pk)
+        return HttpResponseRedirect(url) if url else None
 
 
 def _account_of(row: Any) -> Credential | None:
