@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from smtplib import SMTPResponseException
 from typing import Any, Literal
 
 from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
-from django.utils import timezone, translation
+from django.utils import translation
 from django.utils.translation import gettext as _
 
 from mailpool import audit, delivery
@@ -379,7 +380,7 @@ def send_test_message(
         % {
             "username": credential.username or "-",
             "server": credential.server.name,
-            "when": f"{timezone.now():%Y-%m-%d %H:%M} UTC",
+            "when": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         },
         from_email=author or None,
         to=[recipient],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
@@ -293,6 +296,15 @@ def test_send_test_message(admin, mail_host, make_credential):
     page = admin.post(url, {"recipient": "refused@example.com"}).content.decode()
     assert "Refused" in page
     assert "no such user" in page
+
+
+def test_a_test_message_tells_its_time_in_utc(admin, mail_host, make_credential, settings):
+    settings.USE_TZ, settings.TIME_ZONE = False, "Pacific/Apia"
+    url = f"{CREDENTIALS}{make_credential(mail_host, 'bob').pk}/send-test/"
+    admin.post(url, {"recipient": "you@example.com", "sender": "bob@example.com"})
+    (text,) = re.findall(r"on (.*) UTC", mail_host.delivered[0].content.decode())
+    told = datetime.strptime(text, "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
+    assert abs(datetime.now(UTC) - told) < timedelta(minutes=2)
 
 
 def test_server_texts_are_shown_as_text(admin):

@@ -7,7 +7,7 @@ import re
 import signal
 import uuid
 from contextlib import nullcontext
-from datetime import timedelta
+from datetime import datetime, timedelta
 from urllib.parse import quote
 
 import pytest
@@ -602,6 +602,24 @@ def test_the_page_of_a_record(support, mail_host, make_credential):
         url = f"/admin/mailpool/{row._meta.model_name}/{row.pk}/change/"
         assert f'href="{url}"' in text
         assert f'href="{LIST}?' in support.get(url).content.decode()
+
+
+@pytest.mark.parametrize("active", [None, "Asia/Kathmandu", "Pacific/Apia"])
+def test_without_use_tz_times_are_the_sites(support, mail_host, make_credential, settings, active):
+    """Whatever zone is active: nothing knows then that the times are others."""
+    settings.USE_TZ = False
+    make_credential(mail_host, "bob")
+    send()
+    (record,) = DeliveryRecord.objects.all()
+    assert abs(datetime.now() - record.when) < timedelta(minutes=1)
+    with timezone.override(active):
+        before = timezone.now() - timedelta(minutes=1)
+        assert list(DeliveryRecord.objects.since(before)) == [record]
+        assert page(support, "?when=hour") == [record]
+        assert page(support, f"?when={record.when:%Y-%m-%d}") == [record]
+        assert support.get(f"{LIST}{record.pk}/change/").status_code == 200
+        assert recording.prune(before) == 0
+        assert recording.prune(timezone.now() + timedelta(minutes=1)) == 1
 
 
 def test_nobody_changes_a_record(admin_client, support, django_user_model):

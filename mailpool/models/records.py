@@ -32,7 +32,11 @@ def make_key(microseconds: int | None = None) -> int:
 
 def first_key(when: datetime) -> int:
     """The lowest key that belongs to that time: later records have higher ones."""
-    aware = timezone.make_aware(when) if timezone.is_naive(when) else when
+    aware = when
+    if timezone.is_naive(when):
+        # Without USE_TZ all times are the site's own, whatever zone is active.
+        zone = None if settings.USE_TZ else timezone.get_default_timezone()
+        aware = timezone.make_aware(when, zone)
     return max(0, (aware - EPOCH) // timedelta(microseconds=1)) << RANDOM_BITS
 
 
