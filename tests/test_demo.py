@@ -70,13 +70,21 @@ def test_picture_of_the_terminal(demo, tmp_path):
     assert "Bob" in (tmp_path / "t.svg").read_text()
 
 
-@pytest.mark.parametrize("args", [["--messages", "0"], ["--latency", "-1"], ["--port", "70000"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--messages", "0"],
+        ["--latency", "-1"],
+        ["--port", "70000"],
+        ["--no-serve", "--save-svg", "/no/such/folder/demo.svg"],
+    ],
+)
 def test_bad_options(demo, args):
     process = demo(*args)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors.startswith("CommandError: ")
-    assert args[0] in errors
+    assert args[-2] in errors
 
 
 def serve(demo):

@@ -47,6 +47,8 @@ class Command(BaseCommand):
             raise CommandError("--messages must be at least 1, --latency at least 0.")
         if not options["no_serve"]:
             _check_port(options["port"])
+        if options["save_svg"]:
+            _check_file(options["save_svg"])
         console = Console(record=bool(options["save_svg"]), width=_width(), highlight=False)
         with only_one_demo():
             prepare()
@@ -112,7 +114,7 @@ def tell(console, host, server, messages, latency) -> None:
     console.print(
         Panel(
             "Bob and Mary have an account each at [bold]the same mail host[/]. "
-            f"{messages} messages of each go out in turn: Bob, Mary, Bob … "
+            f"{messages} message{'s' * (messages != 1)} of each go out in turn: Bob, Mary, Bob … "
             "The host files a message under whoever is [bold]logged in[/] on the connection.",
             title="mailpool",
             border_style="cyan",
@@ -227,6 +229,14 @@ def _check_port(port: int) -> None:
                 f"Port {port} can't be used ({error}). Choose another one with --port, or show "
                 "the table alone with --no-serve."
             ) from error
+
+
+def _check_file(path: str) -> None:
+    try:
+        with open(path, "a"):
+            pass
+    except OSError as error:
+        raise CommandError(f"--save-svg: {path} can't be written: {error.strerror}.") from error
 
 
 def _width() -> int:
