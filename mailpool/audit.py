@@ -86,6 +86,10 @@ class Action(models.TextChoices):
     PRUNED = "pruned", _("audit pruned")
 
 
+# What an account is called that logs in with nothing else.
+CERTIFICATE = "client certificate"
+
+
 class AuditQuerySet(models.QuerySet["AuditEntry"]):
     """Adds and reads. Only ``prune`` removes, and says so."""
 
@@ -128,7 +132,7 @@ class AuditEntry(models.Model):
         default_permissions = ("view",)
         ordering = ("-pk",)
         verbose_name = _("audit entry")
-        verbose_name_plural = _("audit trail")
+        verbose_name_plural = _("audit entries")
         indexes: ClassVar = [
             models.Index(fields=["credential_id", "-id"], name="mailpool_audit_credential"),
             models.Index(fields=["server_id", "-id"], name="mailpool_audit_server"),
@@ -158,7 +162,8 @@ class AuditEntry(models.Model):
     def about(self) -> str:
         """What the credential, server or OAuth client was called; empty where it was many."""
         if self.credential_id is not None:
-            return f"{self.username or _('no login')} @ {self.server}"
+            names = {"": _("no login"), CERTIFICATE: _("client certificate")}
+            return f"{names.get(self.username, self.username)} @ {self.server}"
         if self.server_id is not None:
             return str(_("mail server %(name)s") % {"name": self.server})
         if self.oauth_client_id is not None:

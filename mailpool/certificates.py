@@ -14,6 +14,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from mailpool.secret import Secret, SecretBytes
+from mailpool.validators import unreadable_certificate
 
 EXPIRES_SOON = timedelta(days=30)
 
@@ -68,9 +69,7 @@ def _chain(pem: str) -> Sequence[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem.encode())
     except ValueError:
-        raise ValidationError(
-            _("Enter certificates in PEM form, beginning with -----BEGIN CERTIFICATE-----.")
-        ) from None
+        raise ValidationError(unreadable_certificate(pem)) from None
 
 
 def _private_key(key: Secret):  # type: ignore[no-untyped-def]  # any of a dozen classes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import ssl
+from typing import Any
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
@@ -81,40 +82,43 @@ def validate_ca_certificate(value: str) -> None:
     try:
         ssl.create_default_context(cadata=value)
     except (ssl.SSLError, ValueError, TypeError):  # the last: it has other than ASCII characters
-        raise ValidationError(
-            _("Enter certificates in PEM form, beginning with -----BEGIN CERTIFICATE-----.")
-        ) from None
+        raise ValidationError(unreadable_certificate(value)) from None
+
+
+def unreadable_certificate(value: str) -> Any:
+    """What to do about *value*, which is no certificate that can be read."""
+    if "-----BEGIN CERTIFICATE-----" in value:
+        return _(
+            "A part of the certificate is missing or was changed. Paste it anew, with its first "
+            "and last line."
+        )
+    return _("Enter certificates in PEM form, beginning with -----BEGIN CERTIFICATE-----.")
 
 
 def validate_from_address(value: str) -> None:
     """One address with a domain, with or without a name: ``Shop <shop@example.com>``."""
-    try:
-        mailbox = parse_mailbox(value)
-    except InvalidMessage as error:
-        raise ValidationError(str(error)) from None
-    if not mailbox.domain:
+    mailbox = _parse(value)
+    if not mailbox or not mailbox.domain:
         raise ValidationError(_("Enter a full address such as shop@example.com."))
 
 
 def validate_full_address(value: str) -> None:
     """One address with a domain and without a name."""
     mailbox = _parse(value)
-    if mailbox.name or not mailbox.domain:
+    if not mailbox or mailbox.name or not mailbox.domain:
         raise ValidationError(_("Enter an address alone, such as bounces@example.com."))
 
 
 def normalize_sender(value: str) -> str:
     """The stored form of a sender: lower case, domain in ASCII. ``ValidationError`` otherwise."""
     value = value.strip()
-    if value.startswith("@"):
-        mailbox = _parse(f"x{value}")
-        return mailbox.domain_key
-    mailbox = _parse(value)
-    if mailbox.name or not mailbox.domain:
+    is_domain = value.startswith("@")
+    mailbox = _parse(f"x{value}" if is_domain else value)
+    if not mailbox or mailbox.name or not mailbox.domain:
         raise ValidationError(
             _("Enter a full address such as shop@example.com, or @example.com for all of a domain.")
         )
-    return mailbox.key
+    return mailbox.domain_key if is_domain else mailbox.key
 
 
 def validate_sender(value: str) -> None:
@@ -122,8 +126,9 @@ def validate_sender(value: str) -> None:
     normalize_sender(value)
 
 
-def _parse(value: str) -> Mailbox:
+def _parse(value: str) -> Mailbox | None:
+    """``None`` where it is none: what the parser says of it is English, and for programmers."""
     try:
         return parse_mailbox(value)
-    except InvalidMessage as error:
-        raise ValidationError(str(error)) from None
+    except InvalidMessage:
+        return None

@@ -368,8 +368,9 @@ def send_test_message(
     has none; nothing is sent with what is switched off. ``InvalidMessage`` if *recipient* or
     *sender* is no address. *deadline* (seconds) is that of ``deliver``.
     """
-    for given in filter(None, (recipient, sender)):
-        _full_address(given)
+    _full_address(recipient)
+    if sender:
+        _full_address(sender)
     author = sender or sender_of_test(credential)
     message = EmailMessage(
         subject=_("Test message"),
@@ -387,6 +388,13 @@ def send_test_message(
     )
 
     def route(message: EmailMessage) -> Credential:
+        try:
+            return allowed(message)
+        except MailpoolError as error:
+            error.tenant = credential.tenant  # whose the record of it is
+            raise
+
+    def allowed(message: EmailMessage) -> Credential:
         require_running(credential.server)
         if reason := switched_off(credential):
             raise NoRoute(reason)

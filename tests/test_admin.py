@@ -336,6 +336,15 @@ def test_connections_are_shown_and_closed(admin, mail_host, make_credential):
     assert mailpool.stats().open == 0
 
 
+@pytest.mark.parametrize("may_view_servers", [True, False])
+def test_breadcrumbs_lead_where_one_may_go(staff, may_view_servers):
+    client = staff("view_connections", *(["view_mailserver"] if may_view_servers else []))
+    crumbs = client.get(CONNECTIONS).content.decode().partition("breadcrumbs")[2]
+    links = re.findall(r'<a href="([^"]+)"', crumbs.partition("</ol>")[0])
+    assert (SERVERS in links) is may_view_servers
+    assert [client.get(link).status_code for link in links] == [200] * len(links)
+
+
 # Bad input: a sentence, never a crash
 
 
@@ -360,7 +369,7 @@ def test_the_same_sender_twice(admin):
     rows = inline("senders", {"address": "a@example.com"}, {"address": "A@Example.com"})
     assert "Entered more than once" in errors(admin.post(url, credential_data(other, **rows)))
     rows = inline("senders", {"address": "no address"})
-    assert "not a mail address" in errors(admin.post(url, credential_data(other, **rows)))
+    assert "Enter a full address" in errors(admin.post(url, credential_data(other, **rows)))
 
 
 def test_moving_to_a_tenant_that_has_a_sender_already(admin):
@@ -601,7 +610,7 @@ def test_who_may_only_add_does_so_on_the_credentials_own_page(staff):
 
 @pytest.mark.parametrize("what", ["credential", "server", "tenant"])
 def test_nothing_is_sent_with_what_is_switched_off(admin, mail_host, make_credential, what):
-    credential = make_credential(mail_host, "bob")
+    credential = make_credential(mail_host, "bob", default_from="bob@example.com")
     row = credential if what == "credential" else getattr(credential, what)
     row.is_active = False
     row.save()

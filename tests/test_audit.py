@@ -649,6 +649,22 @@ def test_only_the_view_permission_exists_and_it_is_needed(staff, bob):  # noqa: 
     assert "Audit trail" not in client.get(f"{CREDENTIALS}{bob.pk}/change/").content.decode()
 
 
+def test_entries_are_counted_as_such(staff, bob):  # noqa: F811
+    for priority in (3, 4):
+        Credential.objects.update(priority=priority)
+    count = AuditEntry.objects.count()
+    assert count > 1
+    assert f"{count} audit entries" in staff("view_auditentry").get(TRAIL).content.decode()
+    with translation.override("de"):
+        assert AuditEntry._meta.verbose_name_plural == "Einträge im Prüfprotokoll"
+
+
+def test_who_it_was_is_said_in_the_readers_language(staff, bob):  # noqa: F811
+    Credential.objects.update(priority=3)
+    with translation.override("de"):
+        assert "ein Prozess (code)" in staff("view_auditentry").get(TRAIL).content.decode()
+
+
 def test_whoever_may_view_looks_and_gets_no_link_to_what_is_closed(staff, bob):  # noqa: F811
     Credential.objects.update(priority=3)
     client = staff("view_auditentry")

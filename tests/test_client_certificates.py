@@ -8,9 +8,10 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
 from django.db import IntegrityError, connection, transaction
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from mailpool import delivery, relocation, selfservice, verification
+from mailpool.audit import AuditEntry
 from mailpool.backends import EmailBackend
 from mailpool.exceptions import ClientCertificateError, SecretError
 from mailpool.forms import TenantCredentialForm
@@ -291,6 +292,29 @@ def test_a_certificate_needs_tls(make):
     assert "over TLS only" in wrong(bob.server)["__all__"]
     bob.server = plain
     assert "over TLS only" in wrong(bob)["__all__"]
+
+
+def test_the_audit_says_by_what_an_account_without_username_logs_in(make):
+    bob = make("bob", username="")
+    entry = AuditEntry.objects.filter(credential_id=bob.pk).first()
+    assert entry.about == f"client certificate @ {bob.server.name}"
+    with translation.override("de"):
+        assert entry.about == f"Client-Zertifikat @ {bob.server.name}"
+    assert CredentialFactory(username="", password="", server=bob.server).pk
+    assert AuditEntry.objects.first().about == f"no login @ {bob.server.name}"
+
+
+@pytest.mark.parametrize("field", ["client_certificate", "ca_certificate"])
+@pytest.mark.parametrize("change", ["cut off", "changed"])
+def test_a_certificate_that_was_pasted_incompletely(make, field, change):
+    bob = make("bob")
+    row = bob if field == "client_certificate" else bob.server
+    lines = bob.client_certificate.splitlines()
+    text = "\n".join(lines[:3] if change == "cut off" else [lines[0], "====", *lines[2:]])
+    setattr(row, field, text)
+    assert "Paste it anew, with its first and last line." in wrong(row)[field]
+    setattr(row, field, "nonsense")
+    assert "beginning with -----BEGIN CERTIFICATE-----" in wrong(row)[field]
 
 
 # The admin

@@ -13,7 +13,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from mailpool import rotation
-from mailpool.models import Credential, MailServer, Sender
+from mailpool.models import Credential, DeliveryRecord, MailServer, Sender
 from mailpool.vault import Keyring, generate_key
 from mailpool.vault.keyring import parse_key
 from tests.factories import CredentialFactory, MailServerFactory, TenantFactory
@@ -104,8 +104,8 @@ def test_check_chooses(mail_host, make_credential, by):
     ("args", "match"),
     [
         (["check", "--tenant", "nobody"], "no tenant 'nobody'"),
-        (["check", "--server", "nothing"], "no mail server called"),
-        (["check", "--credential", "x"], "no credential"),
+        (["check", "--server", "nothing"], "no mail server 'nothing': give its name or its key"),
+        (["check", "--credential", "x"], "no credential .* mailpool_check --json"),
         (["send_test", "--to", "a@example.com"], "The site itself has no active credential"),
         (["send_test", "--tenant", "empty", "--to", "a@example.com"], "no active credential"),
     ],
@@ -165,6 +165,26 @@ def test_send_test_is_from_an_address_of_the_account(
         text, status = run(*to, "--from", "eve@bank.example")
         assert (status, "eve@bank.example is not among the senders" in text) == (1, True)
         assert len(mail_host.delivered) == 1
+
+
+def test_a_test_message_needs_a_recipient(mail_host, make_credential):
+    make_credential(mail_host, username="site", default_from="site@example.com")
+    with pytest.raises(CommandError, match="'' is not a single mail address"):
+        run("send_test", "--to", "")
+    assert not DeliveryRecord.objects.exists()
+
+
+def test_a_test_message_that_is_refused_is_among_its_tenants_records(mail_host, make_credential):
+    bob = make_credential(mail_host, "bob")
+    Sender.objects.create(credential=bob, address="bob@example.com")
+    args = ("--tenant", "bob", "--to", "a@example.com", "--from", "mary@example.com")
+    assert run("send_test", *args)[1] == 1
+    record = DeliveryRecord.objects.get()
+    assert (record.tenant_name, record.tenant_id, record.outcome) == (
+        "bob",
+        bob.tenant_id,
+        "failed",
+    )
 
 
 def test_send_test_for_the_site_says_which_tenants_there_are():
@@ -313,7 +333,7 @@ def test_import_env(monkeypatch, url, security, port):
     TenantFactory(slug="bob")
     args = ("--tenant", "bob", "--from", "bob@example.com", "--sender", "@example.com")
     text, _ = import_env(monkeypatch, url, *args, "--dry-run")
-    assert "Would have created" in text
+    assert "Would create mail server" in text
     assert not MailServer.objects.exists()
     for _ in range(2):  # the second time finds what the first one made
         text, _ = import_env(monkeypatch, url, *args)
@@ -439,3 +459,38 @@ def test_a_choice_that_contradicts_itself():
     with pytest.raises(CommandError, match="--server is empty"):
         run("check", "--server", "")
     assert mary.tenant.slug == "mary"
+
+
+@pytest.mark.parametrize(
+    ("url", "args", "told"),
+    [
+        ("smtp+tls://bob@smtp.example.com", (), "EMAIL_URL: Enter the password of this account."),
+        ("smtp://bob:x@smtp.example.com", (), "EMAIL_URL: The password would travel to"),
+        ("smtp+tls://bob:x@smtp.example.com", ("--from", "bob"), "--from: Enter a full address"),
+        ("smtp+tls://bob:x@smtp.example.com", ("--sender", "b b"), "--sender b b: Enter a full"),
+        ("smtp+tls://bob:x@smtp.example.com", ("--name", "n" * 101), "--name: Ensure this value"),
+    ],
+)
+def test_import_env_says_where_it_is_wrong(monkeypatch, url, args, told):
+    with pytest.raises(CommandError) as caught:
+        import_env(monkeypatch, url, *args)
+    assert str(caught.value).startswith(told)
+    assert not MailServer.objects.exists()
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--older-than=3"])
+def test_what_does_not_go_with_sum_up_only_is_not_passed_over(option):
+    with pytest.raises(CommandError, match="--sum-up-only removes nothing: leave out"):
+        run("prune", "--sum-up-only", option)
+
+
+@pytest.mark.parametrize("days", [0, 36501])
+def test_how_many_days_records_may_be_kept(days):
+    with pytest.raises(CommandError, match=f"{days} is no number of days from 1 to 36500"):
+        run("prune", f"--older-than={days}")
+
+
+@pytest.mark.parametrize("seconds", ["x", "0", "nan"])
+def test_seconds_that_are_none(seconds):
+    with pytest.raises(CommandError, match="give a number of seconds from"):
+        run("status", f"--watch={seconds}")

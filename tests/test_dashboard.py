@@ -154,6 +154,13 @@ def test_a_page_takes_eleven_queries_at_the_most(admin_client):
     assert len(second) == 3
 
 
+def test_a_period_that_is_none_is_told_of(admin_client):
+    text = admin_client.get(f"{PAGE}?span=<week>").text
+    assert "There is no period “&lt;week&gt;”. This is the last 24 hours." in text
+    for query in ("", "?span=", "?span=7d"):
+        assert "There is no period" not in admin_client.get(PAGE + query).text
+
+
 def test_too_many_records_are_not_counted(admin_client, monkeypatch):
     monkeypatch.setattr(dashboard, "MOST_RECORDS", 10)
     monkeypatch.setattr(dashboard, "SUMMED_AT_ONCE", 0)

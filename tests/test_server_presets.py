@@ -125,7 +125,10 @@ def test_an_address_suggests(admin_client):
 
 
 def test_what_is_no_preset_is_no_error(admin_client):
-    assert "Filled in" not in page(admin_client, "?preset=nobody")
+    html = page(admin_client, "?preset=<nobody>")
+    assert "Filled in" not in html
+    assert "No provider is known as “&lt;nobody&gt;”. Choose one above" in html
+    assert "No provider is known" not in page(admin_client, "?preset=")
 
 
 def test_a_popup_stays_one(admin_client):

@@ -83,7 +83,7 @@ def everything():
 def test_a_file_becomes_tenants_servers_accounts_and_senders(run):
     text, status = run(table(BOB, MARY))
     assert status == 0
-    assert "created: 2 tenants, 1 server, 2 accounts" in text
+    assert "Created: 2 tenants, 1 server, 2 accounts" in text
     bob = Credential.objects.get(tenant__slug="bob")
     assert (bob.password, bob.server.host, bob.server.name) == (SECRET, "smtp.example.com", "Main")
     assert bob.password_set_at is not None
@@ -100,7 +100,7 @@ def test_a_second_import_changes_nothing_and_writes_nothing(run):
     ) as queries:
         text, status = run(table(BOB, MARY))
     assert status == 0
-    assert "created: nothing; changed: nothing; as they were: 5" in text
+    assert "Created: nothing; changed: nothing; as they were: 5" in text
     assert everything() == before
     verbs = {query["sql"].split()[0] for query in queries}
     assert verbs <= {"SELECT", "BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK"}
@@ -170,7 +170,7 @@ def test_json_has_values_of_their_own_kind_and_empties_what_is_said_to_be_empty(
     row = dict(zip(HEAD.split(","), BOB, strict=True), senders=["bob@example.com"], active=False)
     row |= {"priority": 2, "default_from": "bob@example.com", "timeout": None}
     text, status = run([row])
-    assert (text.count("created: 1 tenant, 1 server, 1 account"), status) == (1, 0)
+    assert (text.count("Created: 1 tenant, 1 server, 1 account"), status) == (1, 0)
     credential = Credential.objects.get()
     assert (credential.is_active, credential.priority) == (False, 2)
     assert run([row | {"default_from": ""}])[1] == 0
@@ -226,7 +226,7 @@ def test_every_error_is_in_one_report_and_nothing_is_imported(run):
         "Line 7: Line 2 is about the same account.",
         "Line 8, username: A password needs a username.",
         "Line 8, senders: bob@x.test is there twice.",
-        "Line 8, senders: 'b@b@x.test' is not a mail address",
+        "Line 8, senders: b@b@x.test: Enter a full address such as",
         "Line 9, host: Line 2 says something else.",
     )
     assert [start for start in wanted if start not in text] == []
@@ -353,7 +353,7 @@ def test_what_somebody_else_stores_meanwhile_is_reported_by_line(run, monkeypatc
         (table(BOB).encode() + b"b\xfcro,Main,,x,y,\n", "Line 3: This is not UTF-8"),
         ("tenant,sever\nb,m\n", "Line 1, sever: There is no such column. Did you mean server?"),
         ("tenant,tenant\nb,b\n", "Line 1, tenant: There are two columns"),
-        (HEAD + "\nbob,Main,x\n", "Line 2: There are 3 cells and 6 columns."),
+        (HEAD + "\nbob,Main,x\n", "Line 2: This row has another number of cells (3)"),
         (HEAD + '\nbob,"Main\nx,y,z\n', "Line 2: From here on the quotes do not match"),
         (HEAD + "\nbob,Ma\0in,x,x,x,\n", "Line 2: There is a NUL"),
         ("", "Line 1: There are no rows"),
@@ -369,7 +369,7 @@ def test_files_that_are_none(run, content, told):
     # As none of it was compared, there is nothing to say of what would be done.
     text, status = run(content, "--dry-run")
     assert (status, told in text) == (1, True)
-    assert ("put right" in text) == ("cells and" in told)
+    assert ("Once that is corrected" in text) == ("number of cells" in told)
     assert json.loads(run(content, "--dry-run", "--json")[0])["problems"]
 
 
@@ -425,7 +425,7 @@ def test_a_line_is_where_the_row_begins(run):
     content = f"record,server,host,ca_certificate\n\nserver,A,a.test,{pem}\n;\nserver,B,b.test,x\n"
     text, _ = run(content)
     assert "Line 3, ca_certificate" in text
-    assert "Line 6: There are 1 cells" in text
+    assert "Line 6: This row has another number of cells (1) than the first row (4)." in text
     assert "Line 7, ca_certificate" in text
 
 
@@ -479,7 +479,7 @@ def test_an_export_comes_back_as_it_was(run, format, tmp_path):
     before = everything()
     text, status = run(path.read_bytes(), name=f"f.{format}")
     assert (text, status) == (
-        "Were created: nothing; changed: nothing; as they were: 7.\n", 0
+        "Created: nothing; changed: nothing; as they were: 7.\n", 0
     )  # fmt: skip
     assert everything() == before
     with pytest.raises(CommandError, match="exists already"):
@@ -534,7 +534,7 @@ def test_sealed_secrets_open_at_another_site_with_the_private_key(run, pair, for
         "+bob", "-site"
     }  # fmt: skip
     assert run(text, "--private-key", private, name=f"f.{format}")[0].startswith(
-        "Were created: nothing; changed: nothing"
+        "Created: nothing; changed: nothing"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.http import HttpRequest
 from django.utils.formats import number_format
+from django.utils.text import Truncator
 from django.utils.translation import gettext
 
 from mailpool import conf
@@ -101,7 +102,8 @@ class Permissions:
 
 def _traffic(request: HttpRequest) -> dict[str, Any]:
     """The chosen span's figures, or those of the longest one that is not too much."""
-    chosen = SPANS.get(request.GET.get("span", ""), SPANS[DEFAULT_SPAN])
+    given = request.GET.get("span") or DEFAULT_SPAN
+    chosen = SPANS.get(given, SPANS[DEFAULT_SPAN])
     span, found = chosen, _counted(chosen)
     for shorter in reversed(list(SPANS.values())):
         if found is None and shorter.length < chosen.length:
@@ -110,6 +112,7 @@ def _traffic(request: HttpRequest) -> dict[str, Any]:
     return {
         "traffic": found,
         "span": span,
+        "unknown_span": "" if given in SPANS else Truncator(given).chars(40),
         "sums_up": chosen.step >= HOUR,
         "too_much": "" if span is chosen and found else chosen.label,
         "spans": [(each, each is span) for each in SPANS.values()],

@@ -8,6 +8,7 @@ from django.contrib import admin
 from django.db.models import Field
 from django.http import HttpRequest
 from django.utils.http import urlencode
+from django.utils.text import Truncator
 
 from mailpool.admin.pages import admin_url
 from mailpool.models import MailServer, OAuthClient
@@ -66,6 +67,7 @@ class PresetStart(admin.ModelAdmin):  # type: ignore[type-arg]
             "kept": kept,
             "address": request.GET.get("address", ""),
             "preset": chosen,
+            "unknown": "" if chosen else Truncator(request.GET.get("preset", "")).chars(40),
             "figures": [
                 (_label(name), figure) for name, figure in (chosen.figures if chosen else ())
             ],

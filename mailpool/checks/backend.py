@@ -14,6 +14,11 @@ from mailpool import conf
 
 BACKEND = "mailpool.backends.EmailBackend"
 
+_EXAMPLES = {
+    "MAILERS": f'MAILERS = {{"default": {{"BACKEND": "{BACKEND}"}}}}',
+    "EMAIL_BACKEND": f'EMAIL_BACKEND = "{BACKEND}"',
+}
+
 _OPTIONS = {"tenant", "fail_silently", "deadline", "keep_order"}
 
 
@@ -99,6 +104,6 @@ def _not_used(setting: str, backend: object = "") -> CheckMessage:
         meant = "MAILERS is for Django 6.1 and later."
     return Warning(
         f"No mail goes through mailpool: {setting} does not name its backend.",
-        hint=f"{meant} Set the backend to '{BACKEND}'.".strip(),
+        hint=f"{meant} Write {_EXAMPLES[setting]}.".strip(),
         id="mailpool.W020",
     )

@@ -77,9 +77,11 @@ class MailpoolCommand(BaseCommand):
 
 def add_choice(parser: CommandParser) -> None:
     """Options that choose credentials."""
-    parser.add_argument("--tenant", metavar="SLUG", help="Those of this tenant (slug or key).")
-    parser.add_argument("--server", metavar="NAME", help="Those at this server (name or key).")
-    parser.add_argument("--credential", metavar="KEY", help="The one with this key.")
+    parser.add_argument("--tenant", metavar="SLUG", help="By its tenant (slug or key).")
+    parser.add_argument("--server", metavar="NAME", help="By its server (name or key).")
+    parser.add_argument(
+        "--credential", metavar="KEY", help="By its own key, see mailpool_check --json."
+    )
 
 
 def chosen_credentials(options: dict[str, Any]) -> QuerySet[Credential]:
@@ -96,11 +98,14 @@ def chosen_credentials(options: dict[str, Any]) -> QuerySet[Credential]:
         by_key = {"server__pk": text} if _is_uuid(text) else {"server__name": text}
         credentials = credentials.filter(**by_key)
         if not MailServer.objects.filter(**{"pk" if _is_uuid(text) else "name": text}).exists():
-            raise CommandError(f"There is no mail server called {text!r}.")
+            raise CommandError(f"There is no mail server {text!r}: give its name or its key.")
     if options.get("credential") is not None:
         text = options["credential"]
         if not _is_uuid(text) or not Credential.objects.filter(pk=text).exists():
-            raise CommandError(f"There is no credential with the key {text!r}.")
+            raise CommandError(
+                f"There is no credential with the key {text!r}. A credential's key is in the "
+                "address of its page in the admin, and in what mailpool_check --json prints."
+            )
         if not credentials.filter(pk=text).exists():
             raise CommandError(
                 f"The credential {text!r} is not among those that --tenant and --server choose."

@@ -362,7 +362,7 @@ class Credential(Audited):
             "credential_id": self.pk,
             "tenant": audit.name_of(self, "tenant"),
             "server": audit.name_of(self, "server"),
-            "username": self.username,
+            "username": self.username or (audit.CERTIFICATE if self.client_certificate else ""),
         }
 
     @property

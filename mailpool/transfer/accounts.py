@@ -190,7 +190,8 @@ def _senders(draft: Draft, item: Item, taken: dict[Owned, Any]) -> None:
             sender = Sender(credential=row, address=address)
             sender.clean_fields(exclude={"credential"})
         except ValidationError as error:
-            draft.complain(item, "senders", " ".join(dict.fromkeys(error.messages)))
+            why = " ".join(dict.fromkeys(error.messages))
+            draft.complain(item, "senders", f"{text}: {why}")
             continue
         owner = taken.setdefault((scope, address), row.pk)
         if owner != row.pk:

@@ -125,8 +125,9 @@ def _read_csv(text: str, problems: list[Problem]) -> Iterator[Row]:
             if len(cells) != len(head):
                 counts = {"found": len(cells), "head": len(head)}
                 advice = _(
-                    "There are %(found)d cells and %(head)d columns. Look for a separator too "
-                    "many or too few, or one that needs quotes around its cell."
+                    "This row has another number of cells (%(found)d) than the first row "
+                    "(%(head)d). Look for a separator too many or too few, or one that needs "
+                    "quotes around its cell."
                 )
                 _report(problems, [Problem(line, "", advice % counts)])
                 continue

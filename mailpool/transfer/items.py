@@ -174,7 +174,7 @@ class Draft:
             values.setdefault("server", SERVER_PRESETS[preset].name)
         for name in {TENANT: ["tenant"], SERVER: ["server"]}.get(record, ["tenant", "server"]):
             if not values.get(name):
-                self.problems.append(Problem(line, name, _missing(name)))
+                self.problems.append(Problem(line, name, _missing(name, record)))
                 return
         if (slug := values.get("tenant")) not in (None, SITE):
             self._say(TENANT, slug, line, values, own_row=record == TENANT)
@@ -221,7 +221,9 @@ class Draft:
             said.where.setdefault(name, line)
 
 
-def _missing(name: str) -> str:
+def _missing(name: str, record: str) -> str:
+    if record == TENANT:
+        return _("Write the tenant's slug.")
     if name == "tenant":
         return _("Write the tenant's slug, or (site) for the site's own account.")
     return _("Write the mail server's name, or choose a provider in the column preset.")

@@ -117,11 +117,11 @@ class Command(MailpoolCommand):
                 f"{plan.held_up} accounts more are right themselves and wait for a tenant or "
                 "server above."
             )
-        done = "Would be" if options["dry_run"] else "Were"
+        done = "Would be created" if options["dry_run"] else "Created"
         if options["dry_run"] and not stands:
-            done = "With these put right, at least these would be"
+            done = "Once that is corrected, at least this would be created"
         self.stdout.write(
-            f"{done} created: {_counts(shown, True)}; changed: "
+            f"{done}: {_counts(shown, True)}; changed: "
             f"{_counts(shown, False)}; as they were: {plan.unchanged}."
         )
         if plan.problems:

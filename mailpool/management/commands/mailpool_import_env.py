@@ -28,13 +28,31 @@ class Command(MailpoolCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--variable", default="EMAIL_URL", help="The variable's name (EMAIL_URL)."
+            "--variable",
+            metavar="NAME",
+            default="EMAIL_URL",
+            help="Another variable than EMAIL_URL.",
         )
-        parser.add_argument("--tenant", help="Whose account it is (slug or key; default: site's).")
-        parser.add_argument("--name", help="What to call a new server (default: its host).")
-        parser.add_argument("--from", dest="default_from", help="The credential's default From.")
         parser.add_argument(
-            "--sender", action="append", default=[], help="An address it may send as (repeatable)."
+            "--tenant",
+            metavar="SLUG",
+            help="Whose account it is (slug or key); without it, the site's.",
+        )
+        parser.add_argument(
+            "--name", metavar="NAME", help="What to call a new server; without it, as its host."
+        )
+        parser.add_argument(
+            "--from",
+            dest="default_from",
+            metavar="ADDRESS",
+            help="The credential's default From.",
+        )
+        parser.add_argument(
+            "--sender",
+            action="append",
+            default=[],
+            metavar="ADDRESS",
+            help="An address that it may send as; may be repeated.",
         )
         parser.add_argument("--dry-run", action="store_true", help="Only say what would be done.")
         parser.add_argument("--json", action="store_true", help="The result, for a machine.")
@@ -49,7 +67,7 @@ class Command(MailpoolCommand):
                 if options["dry_run"]:
                     transaction.set_rollback(True)
         except ValidationError as error:
-            raise CommandError(" ".join(dict.fromkeys(error.messages))) from error
+            raise CommandError(_told(error, options["variable"])) from error
         result = {
             "server": server.name,
             "server_created": server_is_new,
@@ -61,13 +79,24 @@ class Command(MailpoolCommand):
         if options["json"]:
             self.print_json(result)
             return
-        would = "Would have " if options["dry_run"] else ""
         for what, created in (
             (f"mail server {server.name} ({server.host}:{server.port})", server_is_new),
             (f"credential {credential}", is_new),
         ):
-            done = f"{would}{'created' if created else 'updated'} {what}."
-            self.stdout.write(one_line(done[0].upper() + done[1:]))
+            verb = "create" if created else "update"
+            done = f"Would {verb}" if options["dry_run"] else f"{verb.capitalize()}d"
+            self.stdout.write(one_line(f"{done} {what}."))
+
+
+def _told(error: ValidationError, variable: str) -> str:
+    """What is wrong, and in which option or variable."""
+    if not hasattr(error, "error_dict"):
+        return " ".join(error.messages)
+    options = {"default_from": "--from", "name": "--name"}
+    return " ".join(
+        f"{options.get(field, variable)}: {' '.join(found)}"
+        for field, found in error.message_dict.items()
+    )
 
 
 def _read(variable: str) -> dict[str, Any]:

@@ -35,6 +35,11 @@ class Command(MailpoolCommand):
         parser.add_argument("--json", action="store_true", help="The result, for a machine.")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["sum_up_only"] and (options["dry_run"] or options["older_than"] is not None):
+            raise CommandError(
+                "--sum-up-only removes nothing: leave out --older-than and --dry-run, or "
+                "--sum-up-only."
+            )
         before = None if options["sum_up_only"] else self._before(options["older_than"])
         removed = summed = 0
         if before and options["dry_run"]:
@@ -70,7 +75,9 @@ class Command(MailpoolCommand):
                 "remove nothing, add --sum-up-only."
             )
         if isinstance(days, bool) or not isinstance(days, int) or not 1 <= days <= MOST_DAYS:
-            raise CommandError(f"{days!r} is no number of days from 1 on. Nothing was removed.")
+            raise CommandError(
+                f"{days!r} is no number of days from 1 to {MOST_DAYS}. Nothing was removed."
+            )
         return timezone.now() - timedelta(days=days)
 
     def _progress(self, removed: int) -> None:

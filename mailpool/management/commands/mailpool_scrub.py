@@ -115,6 +115,7 @@ class Command(MailpoolCommand):
         try:
             answer = input(f"\nThere is no way back. Type {word} to go on: ")
         except EOFError:
+            self.stdout.write("")  # the question's line ends here
             raise CommandError(
                 "Nobody is there to confirm it, and nothing was changed. Add --no-input."
             ) from None

@@ -234,7 +234,10 @@ def _state(process: overview.Process) -> str:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
     if not 0.1 <= seconds <= 86400:
         raise ArgumentTypeError("give a number of seconds from 0.1 to 86400.")
     return seconds
