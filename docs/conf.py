@@ -1,5 +1,7 @@
 """Sphinx configuration. ``sphinx-build -W -n docs docs/_build``"""
 
+import re
+
 project = "mailpool"
 author = "The mailpool developers"
 copyright = "2026, the mailpool developers"
@@ -11,3 +13,14 @@ html_title = "mailpool"
 html_static_path = ["_static"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
+
+
+def setup(app):
+    app.connect("source-read", add_toctree)
+
+
+def add_toctree(app, name, source):
+    """The links of ``index.md`` as Sphinx's table of contents, which GitHub would show as code."""
+    if name == "index":
+        pages = re.findall(r"^- \[.*\]\((.+)\.md\)$", source[0], re.MULTILINE)
+        source[0] += "\n```{toctree}\n:hidden:\n\n" + "\n".join(pages) + "\n```\n"
