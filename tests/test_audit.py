@@ -659,6 +659,16 @@ def test_entries_are_counted_as_such(staff, bob):  # noqa: F811
         assert AuditEntry._meta.verbose_name_plural == "Einträge im Prüfprotokoll"
 
 
+def test_only_an_empty_trail_says_that_nothing_was_done(staff):  # noqa: F811
+    client = staff("view_auditentry")
+    assert "Nothing has been done yet." in client.get(TRAIL).text
+    CredentialFactory()
+    for query in ("action=junk", "action__exact=junk", f"credential_id__exact={uuid4()}", "q=junk"):
+        text = client.get(f"{TRAIL}?{query}").text
+        assert "Nothing has been done yet." not in text
+        assert "No audit entry fits the search and the filters." in text
+
+
 def test_who_it_was_is_said_in_the_readers_language(staff, bob):  # noqa: F811
     Credential.objects.update(priority=3)
     with translation.override("de"):

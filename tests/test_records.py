@@ -523,15 +523,6 @@ def test_a_filter_that_is_none_is_told_of(support, query, told, shown):
     assert list(support.get(LIST).context["messages"]) == []
 
 
-@pytest.mark.parametrize("query", ["outcome__exact=nix", "q=nix", "code=421"])
-def test_only_an_empty_list_says_that_nothing_was_recorded(support, query):
-    assert "Nothing has been recorded yet." in support.get(LIST).text
-    make_rows(1)
-    text = support.get(f"{LIST}?{query}").text
-    assert "Nothing has been recorded yet." not in text
-    assert "No delivery record fits the search and the filters." in text
-
-
 def test_filters_and_search(support, mail_host, make_credential, records):
     records("addresses")
     bob, mary = make_credential(mail_host, "bob"), make_credential(mail_host, "mary")
