@@ -313,7 +313,7 @@ def test_no_connection_is_used_again_once_another_process_changed_its_password(
 
 
 def test_many_passwords_are_changed(many, capsys):
-    count = int(os.environ.get("IMPORT_TENANTS", "1000"))
+    count = int(os.environ.get("IMPORT_TENANTS", "300"))
     many(count)
     seconds = []
     for password, priority in ((NEW, ""), (NEW, "7")):
