@@ -17,7 +17,7 @@ from typing import Any
 
 from django.apps import apps
 from django.core.exceptions import PermissionDenied
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, router, transaction
 from django.db.models import Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
@@ -315,7 +315,7 @@ class SenderAddView(_Acting):
         if not form.is_valid():
             return {"sender_form": form}
         try:
-            with transaction.atomic():
+            with transaction.atomic(using=router.db_for_write(Sender)):
                 form.save()
         except IntegrityError:  # somebody entered the same at the same moment
             form.add_error("address", _("You have entered this sender already."))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
-from django.db import transaction
+from django.db import router, transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import ngettext
@@ -23,9 +23,10 @@ def set_field(
     Row by row, so that what follows a change (closing its connections) follows here too.
     """
     # The page's own query counts and joins, and such rows can't be locked.
-    rows = queryset.model._default_manager.filter(pk__in=queryset.values("pk"))
+    using = router.db_for_write(queryset.model)
+    rows = queryset.model._default_manager.using(using).filter(pk__in=queryset.values("pk"))
     changed = 0
-    with transaction.atomic():
+    with transaction.atomic(using=using):
         for row in rows.filter(**{field: not value}).select_for_update():
             setattr(row, field, value)
             row.save(update_fields=[field])

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import environ
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management.base import CommandError, CommandParser
-from django.db import transaction
+from django.db import router, transaction
 from django.db.models import Q
 
 from mailpool.management.base import MailpoolCommand, find_tenant
@@ -60,12 +60,13 @@ class Command(MailpoolCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         account = _read(options["variable"])
         tenant = None if options["tenant"] is None else find_tenant(options["tenant"])
+        using = router.db_for_write(Credential)
         try:
-            with transaction.atomic():
+            with transaction.atomic(using=using):
                 server, server_is_new = _store_server(account, tenant, options["name"])
                 credential, is_new = _store_credential(account, tenant, server, options)
                 if options["dry_run"]:
-                    transaction.set_rollback(True)
+                    transaction.set_rollback(True, using=using)
         except ValidationError as error:
             raise CommandError(_told(error, options["variable"])) from error
         result = {
