@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from hashlib import sha256
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 from django.core.exceptions import ObjectDoesNotExist
 from django.db import connections, models, router, transaction
@@ -31,10 +31,9 @@ Change = tuple[Any, Any]
 # Rows that are read, changed and compared together.
 BATCH = 500
 
-# Those that whoever began a block records at its end: model, database and key of each.
-_together: ContextVar[frozenset[tuple[type[Any], str, Any]]] = ContextVar(
-    "mailpool_recorded_together", default=frozenset()
-)
+# Models and keys of those that whoever began a block records at its end. By the connection to the
+# database, whose transaction that is: a context would be copied into what is only begun there.
+_together: WeakKeyDictionary[Any, frozenset[tuple[type[Any], Any]]] = WeakKeyDictionary()
 
 
 class Audited(models.Model):
@@ -116,11 +115,13 @@ def recorded_together(rows: Sequence[Audited], using: str) -> Iterator[None]:
     model = type(rows[0])
     keys = _as_read(model, [row.pk for row in rows])
     with transaction.atomic(using=using), _recorded(model, using, lambda: keys):
-        token = _together.set(_together.get() | {(model, using, key) for key in keys})
+        connection = connections[using]
+        others = _together.get(connection, frozenset())
+        _together[connection] = others | {(model, key) for key in keys}
         try:
             yield
         finally:
-            _together.reset(token)
+            _together[connection] = others
 
 
 @contextmanager
@@ -128,8 +129,8 @@ def _recorded(model: type[Any], using: str, keys: Callable[[], Sequence[Any]]) -
     """Record what happens to the rows with *keys* inside the block; new ones get theirs there."""
 
     def own() -> list[Any]:
-        found = _as_read(model, keys())
-        return [key for key in found if (model, using, key) not in _together.get()]
+        others = _together.get(connections[using], frozenset())
+        return [key for key in _as_read(model, keys()) if (model, key) not in others]
 
     before = _read(model, using, own())
     yield

@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter
 from contextlib import contextmanager
+from contextvars import copy_context
 from copy import copy
 
 import pytest
@@ -238,6 +239,19 @@ def test_each_row_is_recorded_once_by_whoever_is_first(many):
         ("u1", "priority: 2 → 3"),
         ("u0", "priority: 10 → 3"),
     ]
+
+
+def test_what_is_begun_while_rows_are_recorded_together_and_goes_on_is_recorded(many):
+    """A task that a receiver starts has the context that it was started in, and runs later."""
+    many(1)
+    one = Credential.objects.get()
+    newest = AuditEntry.objects.first().pk
+    with changes.recorded_together([one], "default"):
+        context = copy_context()
+    one.priority = 2
+    context.run(one.save)
+    (row,) = AuditEntry.objects.filter(pk__gt=newest)
+    assert row.details == "priority: 10 → 2"
 
 
 # Real connections
