@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from django.core.cache import cache
 from django.core.management import CommandError, call_command
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, connection, connections, transaction
 from django.db.models import QuerySet
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -490,6 +490,29 @@ def test_summaries_go_with_their_records_and_after_a_month(clock, monkeypatch):
     summaries.sum_up()
     assert traffic(SPANS["30d"]).total.messages == 1
     assert stored() == [1, 1]
+
+
+@pytest.fixture
+def binding(transactional_db):
+    """A connection whose parameters PostgreSQL binds itself; elsewhere any other one."""
+    original = connections["default"]
+    other = original.copy()
+    if other.vendor == "postgresql":
+        other.settings_dict["OPTIONS"] = {"server_side_binding": True}
+    connections["default"] = other
+    yield
+    other.close()
+    connections["default"] = original
+
+
+def test_parameters_may_be_bound_by_the_server(binding, clock, monkeypatch):
+    add_random(random.Random(8))
+    expected = live(monkeypatch, SPANS["7d"])
+    assert summaries.sum_up() > 200
+    assert not any(
+        pk % summaries.SLOT for pk in ServerSummary.objects.values_list("slot", flat=True)
+    )
+    assert traffic(SPANS["7d"]) == expected
 
 
 class RecordsOnly:
