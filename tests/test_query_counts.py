@@ -8,11 +8,13 @@ import pytest
 from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group, Permission
+from django.core.cache import cache
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from mailpool.admin.cached import cached
 from mailpool.models import Credential, MailServer, OAuthClient, Sender, Tenant
 from tests.factories import CredentialFactory, MailServerFactory, SenderFactory, TenantFactory
 from tests.records import add_records
@@ -145,6 +147,32 @@ def test_what_is_new_can_be_chosen_at_once(superuser):
     assert f">{credential.tenant}</a>" in page
     page = superuser.get(f"{RECORDS}?server={credential.server_id}").content.decode()
     assert f">{credential.server}</a>" in page
+
+
+@pytest.mark.parametrize("part", ["NAME", "HOST", "schema_name"])
+def test_no_other_database_s_names_are_offered(superuser, part, monkeypatch):
+    """Sites may share a cache; and one may have a database or schema for each customer."""
+    credential = CredentialFactory()
+    cache.clear()
+    offered = f">{credential.tenant}</a>"
+    assert offered in superuser.get(RECORDS).content.decode()
+    with monkeypatch.context() as patch:
+        if part == "schema_name":  # django-tenants has this
+            patch.setattr(connection, part, "another", raising=False)
+        else:
+            patch.setitem(connection.settings_dict, part, "another")
+        type(credential.tenant).objects.filter(pk=credential.tenant_id).update(name="Renamed")
+        page = superuser.get(RECORDS).content.decode()
+        assert ">Renamed</a>" in page
+        assert offered not in page
+    assert offered in superuser.get(RECORDS).content.decode()
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_name_makes_a_key_that_caches_take():
+    for name in ("a b\n\0", "ä" * 300):
+        cached(name, lambda name=name: name * 2)
+        assert cached(name, lambda: None) == name * 2
 
 
 @pytest.fixture
