@@ -1,6 +1,7 @@
 """One signal per outcome of a message, and some for what operators want to hear of.
 
-Those of messages are sent after the connection is back in the pool.
+Those of messages are sent after the connection is back in the pool, in the thread that called
+``send_messages()``, also where several threads have sent.
 
 Receivers get ``message`` (Django's ``EmailMessage``) and ``result`` (a ``MailpoolResult``); the
 sender is the ``MailpoolResult`` class.

@@ -401,6 +401,22 @@ def test_no_connection_is_held_while_the_database_writes(bob, monkeypatch):
     assert len({each.mailpool_result.session_id for each in batch}) == 1
 
 
+def test_signals_come_in_the_callers_thread(bob, mail_host, make_credential):
+    """Receivers may use the database, as the caller's transaction has it."""
+    make_credential(mail_host, "mary")
+    heard = []
+
+    def receiver(**kwargs):
+        heard.append(threading.get_ident())
+
+    signals.message_sent.connect(receiver)
+    try:
+        EmailBackend().send_messages([message(), message("mary"), message()])
+    finally:
+        signals.message_sent.disconnect(receiver)
+    assert heard == [threading.get_ident()] * 3
+
+
 def test_interruption_in_a_receiver_does_not_undo_what_was_sent(bob):
     def interrupt(**kwargs):
         raise KeyboardInterrupt
