@@ -152,6 +152,8 @@ assert SendingProcess.objects.count() == 1
 # A child of a fork that ends in the ordinary way, too.
 FORK = """
 import os, sys
+from django.db import connections
+connections.close_all()  # the child would say goodbye to MariaDB on it
 if os.fork() == 0:
     sys.exit(0)
 assert os.wait()[1] == 0

@@ -17,7 +17,7 @@ def browser(monkeypatch):
         if os.environ.get("MAILPOOL_REQUIRE_BROWSER"):
             pytest.fail("There is no Chromium.")
         pytest.skip("there is no Chromium")
-    from playwright.sync_api import sync_playwright
+    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
 
     # Playwright has an event loop in this thread, in which Django would refuse to work.
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
