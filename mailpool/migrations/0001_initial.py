@@ -21,6 +21,7 @@ class Migration(migrations.Migration):
     initial = True
 
     dependencies = [
+        migrations.swappable_dependency(settings.MAILPOOL_TENANT_MODEL),
     ]
 
     operations = [
