@@ -1,6 +1,10 @@
 """What an OAuth 2 client of the large providers is to have, the same for everybody.
 
-(``server_presets`` has their mail servers.)
+(``server_presets`` has their mail servers.) The pages that they are from:
+
+* https://developers.google.com/identity/protocols/oauth2/web-server
+* https://developers.google.com/workspace/gmail/imap/xoauth2-protocol
+* https://learn.microsoft.com/en-us/exchange/client-developer/legacy-protocols/how-to-authenticate-an-imap-pop-smtp-application-by-using-oauth
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The large mail providers' servers, as a form for a new server begins with them.
 
-Each figure comes from a page of the provider's and says which. Where a provider publishes none,
-there is none here, and the field keeps mailpool's own default. What only users have observed is in
-the notes. (``presets`` is about the same providers' OAuth 2 addresses.)
+Each figure names a page of the provider's. It is the page's own number, or a cautious choice
+within what the page allows, and then says so. Where no page was found that has one, there is none
+here, and the field keeps mailpool's own default. What only users have observed is in the notes,
+with one of their reports. (``presets`` is about the same providers' OAuth 2 addresses.)
 """
 
 from __future__ import annotations
@@ -27,6 +28,16 @@ class Figure:
     value: int
     why: Text
     source: str
+    cautious: bool = False
+    """A choice of ours within what the page allows, and not a number that it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is good to know, and the page that it is from, if that is not the preset's own."""
+
+    text: Text
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +53,7 @@ class ServerPreset:
     """What username and password are there."""
     source: str
     """The provider's own page about host, port and login."""
-    notes: tuple[Text, ...] = ()
+    notes: tuple[Note, ...] = ()
     idle_timeout: Figure | None = None
     max_messages: Figure | None = None
     max_connections: Figure | None = None
@@ -55,7 +66,7 @@ class ServerPreset:
 
     @property
     def figures(self) -> Iterator[tuple[str, Figure]]:
-        """The figures that the provider publishes, by the field of ``MailServer``."""
+        """The figures of this provider, by the field of ``MailServer``."""
         for name in ("idle_timeout", "max_messages", "max_connections"):
             if (figure := getattr(self, name)) is not None:
                 yield name, figure
@@ -72,15 +83,25 @@ _SENDGRID = (
 )
 _SPARKPOST = "https://developers.sparkpost.com/api/smtp"
 _SPARKPOST_ADVICE = "https://support.sparkpost.com/docs/tech-resources/smtp-rest-api-performance"
-_MICROSOFT = "https://learn.microsoft.com/en-us/exchange/troubleshoot/send-emails/smtp-submission-improvements"
+_MICROSOFT = (
+    "https://learn.microsoft.com/en-us/exchange/mail-flow-best-practices/how-to-set-up-a-"
+    "multifunction-device-or-application-to-send-email-using-microsoft-365-or-office-365"
+)
+_MICROSOFT_LIMITS = "https://learn.microsoft.com/en-us/exchange/troubleshoot/send-emails/smtp-submission-improvements"
+_MICROSOFT_PASSWORDS = (
+    "https://techcommunity.microsoft.com/blog/exchange/"
+    "updated-exchange-online-smtp-auth-basic-authentication-deprecation-timeline/4489835"
+)
 _POSTFIX = "https://www.postfix.org/postconf.5.html"
 _ZOHO = "https://www.zoho.com/mail/help/zoho-smtp.html"
 _ZOHO_LOGIN = _(
     "The whole address, and the account's password; with two-factor login an app password."
 )
-_ZOHO_REGION = _(
-    "Accounts of other regions have servers of their own, such as .eu, .in or .com.au."
+_ZOHO_NOTES = (
+    Note(_("The sender has to be the account's address or an alias of it.")),
+    Note(_("Accounts of other regions have servers of their own, such as .eu, .in or .com.au.")),
 )
+_PORT_2525 = _("Where port 587 is closed: 2525.")
 
 _ALL = (
     ServerPreset(
@@ -93,10 +114,17 @@ _ALL = (
             "The whole address. Log in by OAuth 2, or with an app password, which needs 2-step "
             "verification. The account's own password is refused."
         ),
-        source="https://support.google.com/a/answer/176600",
+        source="https://developers.google.com/workspace/gmail/imap/imap-smtp",
         notes=(
-            _("Users report “454 4.7.0 Too many login attempts”: keep connections maintained."),
-            _("How much may be sent a day depends on the account."),
+            Note(
+                _("App passwords are made in the Google account, once 2-step verification is on."),
+                "https://knowledge.workspace.google.com/kb/how-to-create-app-passwords-000009237",
+            ),
+            Note(
+                _("Users report “454 4.7.0 Too many login attempts”: keep connections maintained."),
+                "https://github.com/nodemailer/nodemailer/issues/1388",
+            ),
+            Note(_("How much may be sent a day depends on the account.")),
         ),
         domains=("gmail.com", "googlemail.com"),
         oauth_provider="google",
@@ -113,8 +141,24 @@ _ALL = (
         ),
         source=_MICROSOFT,
         notes=(
-            _("30 messages a minute and 10,000 recipients a day for each mailbox."),
-            _("Users report that idle connections are closed after about 5 minutes."),
+            Note(
+                _("30 messages a minute and 10,000 recipients a day for each mailbox."),
+                _MICROSOFT_LIMITS,
+            ),
+            Note(
+                _(
+                    "Login by password is off by default from the end of December 2026; an "
+                    "administrator can allow it again."
+                ),
+                _MICROSOFT_PASSWORDS,
+            ),
+            Note(
+                _(
+                    "Users report that Microsoft's servers close idle connections after about 5 "
+                    "minutes."
+                ),
+                "https://github.com/foxcpp/maddy/issues/693",
+            ),
         ),
         max_connections=Figure(
             3,
@@ -122,9 +166,9 @@ _ALL = (
                 "3 at a time for each mailbox, of all processes together. With more processes that "
                 "send at the same time, enter less."
             ),
-            _MICROSOFT,
+            _MICROSOFT_LIMITS,
         ),
-        recipients_per_day=Figure(10_000, _("For each mailbox."), _MICROSOFT),
+        recipients_per_day=Figure(10_000, _("For each mailbox."), _MICROSOFT_LIMITS),
         domains=("onmicrosoft.com",),
         oauth_provider="microsoft",
     ),
@@ -137,11 +181,23 @@ _ALL = (
         login=_("SMTP credentials made in the SES console. The AWS access keys are others."),
         source="https://docs.aws.amazon.com/ses/latest/dg/smtp-connect.html",
         notes=(
-            _("Replace us-east-1 by your own region."),
-            _(
-                "Amazon advises new connections after a number of messages or some time, and names "
-                "no figure. Users report that it closes connections after 10 idle seconds, and "
-                "“421 Maximum message count per session” near 350 messages."
+            Note(_("Replace us-east-1 by your own region.")),
+            Note(
+                _(
+                    "Amazon advises new connections after a number of messages or some time, and "
+                    "closes idle ones. It names no figures."
+                ),
+                "https://docs.aws.amazon.com/ses/latest/dg/troubleshoot-smtp.html",
+            ),
+            Note(
+                _("Users report that it closes connections after 10 idle seconds."),
+                "https://github.com/juhasev/laravel-ses/pull/15",
+            ),
+            Note(
+                _("Users report “421 … Maximum message count per session” after 350 messages."),
+                "https://repost.aws/questions/QUw5qK9rBFSKqXvW5a-nAteg/"
+                "amazon-ses-smtp-error-response-421-connection-closed-by-server-"
+                "maximum-message-count-per-session-reached",
             ),
         ),
     ),
@@ -153,12 +209,20 @@ _ALL = (
         security="starttls",
         login=_("The username is “apikey” for everybody; the password is an API key."),
         source=_SENDGRID,
-        notes=(_("Give each tenant an API key of its own: the username tells nobody apart."),),
+        notes=(
+            Note(_("Give each tenant an API key of its own: the username tells nobody apart.")),
+        ),
         max_messages=Figure(
-            100, _("Up to 5,000 a connection; another of its pages says 100."), _SENDGRID
+            100,
+            _("It allows up to 5,000 a connection; its page said 100 in the past."),
+            _SENDGRID,
+            cautious=True,
         ),
         max_connections=Figure(
-            10, _("Up to 10,000 at a time; another of its pages says 10."), _SENDGRID
+            10,
+            _("It allows up to 10,000 at a time; its page said 10 in the past."),
+            _SENDGRID,
+            cautious=True,
         ),
     ),
     ServerPreset(
@@ -169,7 +233,8 @@ _ALL = (
         security="starttls",
         login=_("SMTP credentials of the domain. The API key is another thing."),
         source="https://documentation.mailgun.com/docs/mailgun/user-manual/sending-messages/send-smtp",
-        notes=(_("Domains in the EU: smtp.eu.mailgun.org."),),
+        # No page of Mailgun's was found that has the EU's host; many users' settings have it.
+        notes=(Note(_("Domains in the EU: smtp.eu.mailgun.org.")), Note(_PORT_2525)),
     ),
     ServerPreset(
         key="postmark",
@@ -182,16 +247,31 @@ _ALL = (
             "token, as username and as password."
         ),
         source="https://postmarkapp.com/developer/user-guide/send-email-with-smtp",
-        notes=(_("Where port 587 is closed: 2525."),),
+        notes=(
+            Note(
+                _("Broadcast messages have a host of their own: smtp-broadcasts.postmarkapp.com."),
+                "https://postmarkapp.com/support/article/"
+                "811-what-are-the-smtp-details-api-tokens-i-should-be-using",
+            ),
+            Note(_PORT_2525),
+        ),
     ),
     ServerPreset(
         key="brevo",
         name="Brevo",
+        # The host is not in the text of that page, but in its examples.
         host="smtp-relay.brevo.com",
         port=465,
         security="tls",
         login=_("The SMTP login and an SMTP key. An API key is another thing."),
         source="https://developers.brevo.com/docs/smtp-integration",
+        notes=(
+            Note(
+                _("The host is in its examples."),
+                "https://developers.brevo.com/docs/node-smtp-relay-example",
+            ),
+            Note(_("Port 465, because its page calls 587 and 2525 unencrypted.")),
+        ),
     ),
     ServerPreset(
         key="mailjet",
@@ -200,8 +280,20 @@ _ALL = (
         port=587,
         security="starttls",
         login=_("The API key as username, the secret key as password."),
+        # Not read, unlike the others: the figures are those of the library.
         source="https://dev.mailjet.com/smtp-relay/configuration/",
+        notes=(
+            Note(
+                _("Host, port and login are those of Mailjet's own library."),
+                "https://rubydoc.info/gems/mailjet/Mailjet/Mailer",
+            ),
+            Note(
+                _PORT_2525,
+                "https://docs.cloud.google.com/compute/docs/tutorials/sending-mail/using-mailjet",
+            ),
+        ),
     ),
+    # Zoho's page was read as others quote it.
     ServerPreset(
         key="zoho",
         name="Zoho Mail",
@@ -210,7 +302,15 @@ _ALL = (
         security="tls",
         login=_ZOHO_LOGIN,
         source=_ZOHO,
-        notes=(_("For organizations with a domain of their own."), _ZOHO_REGION),
+        notes=(
+            Note(
+                _(
+                    "For organizations with a domain of their own and a paid plan. With the free "
+                    "plan: smtp.zoho.com."
+                )
+            ),
+            *_ZOHO_NOTES,
+        ),
     ),
     ServerPreset(
         key="zoho_personal",
@@ -220,7 +320,10 @@ _ALL = (
         security="tls",
         login=_ZOHO_LOGIN,
         source=_ZOHO,
-        notes=(_("For personal accounts."), _ZOHO_REGION),
+        notes=(
+            Note(_("For personal accounts, and for organizations with the free plan.")),
+            *_ZOHO_NOTES,
+        ),
         domains=("zohomail.com", "zoho.com"),
     ),
     ServerPreset(
@@ -232,9 +335,13 @@ _ALL = (
         login=_("SMTP_Injection as username; an API key that may send by SMTP as password."),
         source=_SPARKPOST,
         notes=(
-            _("Accounts in the EU: smtp.eu.sparkpostmail.com. Where port 587 is closed: 2525."),
+            Note(
+                _("Accounts in the EU: smtp.eu.sparkpostmail.com. Where port 587 is closed: 2525.")
+            ),
         ),
-        idle_timeout=Figure(50, _("It closes connections after 60 idle seconds."), _SPARKPOST),
+        idle_timeout=Figure(
+            50, _("It closes connections after 60 idle seconds."), _SPARKPOST, cautious=True
+        ),
         max_messages=Figure(100, _("It recommends up to 100 a connection."), _SPARKPOST),
         max_connections=Figure(
             10, _("It recommends up to 10 at a time, of all processes together."), _SPARKPOST_ADVICE
@@ -259,7 +366,8 @@ _ALL = (
         login=_("As you have set up SASL; without it, leave both empty."),
         source=_POSTFIX,
         notes=(
-            _("Your own server, as it is installed. It has no limit of messages a connection."),
+            Note(_("Your own server. It has no limit of messages a connection.")),
+            Note(_("Port 587 is there once “submission” is switched on in master.cf.")),
         ),
         idle_timeout=Figure(
             30,
@@ -268,14 +376,17 @@ _ALL = (
                 "connection keeps one of its 100 processes."
             ),
             _POSTFIX,
+            cautious=True,
         ),
         max_connections=Figure(
             10,
             _(
                 "50 at a time from one address (smtpd_client_connection_count_limit), of all "
-                "credentials and processes together."
+                "credentials and processes together; from its trusted networks (mynetworks) there "
+                "is no limit but its 100 processes."
             ),
             _POSTFIX,
+            cautious=True,
         ),
     ),
 )

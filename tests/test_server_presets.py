@@ -27,11 +27,38 @@ def test_a_preset_makes_a_valid_server(preset, db):
 
 @EACH
 def test_each_figure_has_its_source(preset):
-    for source in (preset.source, *(figure.source for _name, figure in preset.figures)):
+    figures = [figure for _name, figure in preset.figures]
+    noted = [note.source for note in preset.notes if note.source]
+    for source in (preset.source, *(figure.source for figure in figures), *noted):
         assert urlsplit(source).scheme == "https"
         assert source in DOCS
-    for _name, figure in preset.figures:
+    for figure in figures:
         assert str(figure.why)
+
+
+@EACH
+def test_a_number_that_the_page_does_not_have_is_called_a_choice(preset):
+    """The reason gives what the page says; the value is in it, or is said to be ours."""
+    for _name, figure in preset.figures:
+        numbers = re.findall(r"\d+", str(figure.why).replace(",", "").partition(";")[0])
+        assert figure.cautious is (str(figure.value) not in numbers)
+
+
+@EACH
+def test_users_reports_are_linked(preset):
+    for note in preset.notes:
+        assert note.source or "Users report" not in str(note.text)
+
+
+@EACH
+def test_the_documented_notes_are_the_code(preset):
+    line = next(line for line in DOCS.splitlines() if line.startswith(f"- **{preset.name}** "))
+    assert str(preset.login) in line
+    for note in preset.notes:
+        link = f" ([source]({note.source}))" if note.source else ""
+        assert f" {note.text}{link}" in line
+    for _name, figure in preset.figures:
+        assert f": {figure.why}" in line
 
 
 @EACH
@@ -47,7 +74,9 @@ def test_the_documented_table_is_the_code(preset):
         (connections, "max_connections"),
     ):
         figure = getattr(preset, field)
-        assert text == (f"[{figure.value}]({figure.source})" if figure else "\N{EN DASH}"), field
+        chosen = " (chosen)" if figure and figure.cautious else ""
+        shown = f"[{figure.value}]({figure.source}){chosen}" if figure else "\N{EN DASH}"
+        assert text == shown, field
     assert login == ("OAuth 2" if preset.oauth_provider else "password")
 
 
@@ -110,6 +139,19 @@ def test_a_choice_fills_the_form(admin_client):
     assert 'value="SparkPost"' in html
     assert SERVER_PRESETS["sparkpost"].idle_timeout.source in html
     assert "Set up the OAuth client" not in html
+
+
+def test_the_form_says_which_figures_are_choices(admin_client):
+    choice = "a cautious choice, not a documented limit"
+    assert page(admin_client, "?preset=sendgrid").count(choice) == 2
+    assert page(admin_client, "?preset=sparkpost").count(choice) == 1
+    assert choice not in page(admin_client, "?preset=microsoft365")
+
+
+def test_the_form_links_what_users_report(admin_client):
+    html = page(admin_client, "?preset=ses")
+    for note in SERVER_PRESETS["ses"].notes:
+        assert not note.source or f'href="{note.source}"' in html
 
 
 def test_an_unpublished_figure_keeps_the_default(admin_client):
