@@ -38,6 +38,7 @@ class Queue:
         self._changed = Condition(self._lock)
         self._attempts: deque[Attempt] = deque()
         self._expected = expected
+        self._in_use = 0  # sessions that are sending from it
 
     def add(self, attempt: Attempt | None) -> None:
         """One of the expected messages; ``None`` where there is none after all."""
@@ -56,6 +57,22 @@ class Queue:
         with self._lock:
             self._attempts.extendleft(reversed(attempts))
             self._changed.notify_all()
+
+    def begin_use(self) -> None:
+        """A session sends from it; whoever has that comes back to it until it is empty."""
+        with self._lock:
+            self._in_use += 1
+
+    def end_use(self) -> None:
+        with self._lock:
+            self._in_use -= 1
+
+    def leave_to_others(self, attempt: Attempt) -> bool:
+        """Put *attempt* back if a session is sending from the queue: is one?"""
+        with self._lock:
+            if self._in_use:
+                self.put_back([attempt])
+            return self._in_use > 0
 
     def wait(self, patience: float | None = None) -> bool:
         """Wait for a message while one may come, *patience* seconds at most: is there one?"""
@@ -149,12 +166,13 @@ class Sending:
                 session = self._transmitter.session(
                     params, self._deadline, fresh=attempt.stale is not None
                 )
-            except (TimeoutError, TimedOut, PoolTimeout, SMTPConnectError) as error:
-                # Everything else is tried again for each message; these would take far too long,
-                # or tell a server that is overloaded the same again and again.
-                unreachable = error
-                _not_begun(attempt, error, asked)
             except Exception as error:
+                if queue.leave_to_others(attempt):
+                    return  # that there are no more sessions is no failure of the message
+                if isinstance(error, (TimeoutError, TimedOut, PoolTimeout, SMTPConnectError)):
+                    # Everything else is tried again for each message; these would take far too
+                    # long, or tell a server that is overloaded the same again and again.
+                    unreachable = error
                 _not_begun(attempt, error, asked)
             else:
                 self._use(session, attempt, queue)
@@ -182,11 +200,13 @@ class Sending:
                 return None
             return queue.take(stale=False)
 
+        queue.begin_use()
         try:
             if self._crew.enter(session):
                 queue.put_back(session.transmit(first, take, deadline=self._deadline))
         finally:
             try:
+                queue.end_use()
                 self._transmitter.done_with(session)
             finally:
                 self._crew.leave(session)  # last, so that an interruption waits for all of it

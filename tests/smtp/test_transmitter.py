@@ -259,3 +259,30 @@ def test_what_fails_in_a_helper_is_raised_and_the_others_go_on(params, pool, mon
         call.transmit(attempts, width=2)
     assert attempts[mary][0].receipt
     assert not attempts[params][0].is_settled
+
+
+def test_who_gets_no_session_leaves_the_messages_to_those_who_have_one(server, params, pool):
+    """Some providers allow fewer connections than one would like to have."""
+    attempts = [Attempt(ENVELOPE) for _ in range(30)]
+    assisted, asked = Event(), Event()
+
+    class Refused:
+        """The moment at which the connection is refused, and what follows from that done."""
+
+        def wait(self, timeout):
+            at_work = [each for each in threading.enumerate() if each.name == "mailpool-send"]
+            is_done = any(each.error for each in attempts) or len(at_work) < 2
+            return asked.wait(timeout) and is_done
+
+    class Late(Transmitter):
+        def session(self, *args, **kwargs):
+            assert assisted.wait(5)
+            asked.set()
+            return super().session(*args, **kwargs)
+
+    server.when("greeting", connection=2).says("421 4.3.2 too many connections").closes()
+    server.when("end of data", occurrence=1).sets(assisted).waits_for(Refused()).behaves()
+    params = replace(params, max_connections=2)
+    Late(pool).transmit({params: attempts}, width=3, keep_order=False)
+    assert [each.error for each in attempts if each.error] == []
+    assert len(server.accepted) == 30
