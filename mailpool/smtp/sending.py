@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from smtplib import SMTPConnectError
+from smtplib import SMTPConnectError, SMTPResponseException
 from threading import Condition, RLock
 from typing import TYPE_CHECKING
 
@@ -169,9 +169,7 @@ class Sending:
             except Exception as error:
                 if queue.leave_to_others(attempt):
                     return  # that there are no more sessions is no failure of the message
-                if isinstance(error, (TimeoutError, TimedOut, PoolTimeout, SMTPConnectError)):
-                    # Everything else is tried again for each message; these would take far too
-                    # long, or tell a server that is overloaded the same again and again.
+                if _is_to_last(error):
                     unreachable = error
                 _not_begun(attempt, error, asked)
             else:
@@ -218,6 +216,17 @@ class Sending:
 
     def _is_over(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline
+
+
+def _is_to_last(error: Exception) -> bool:
+    """Whether the call's other messages for this key are not to try again after *error*.
+
+    They would take far too long over it, or tell a server that is overloaded the same again and
+    again: also one that has had too many logins.
+    """
+    if isinstance(error, SMTPResponseException) and 400 <= error.smtp_code < 500:
+        return True
+    return isinstance(error, (TimeoutError, TimedOut, PoolTimeout, SMTPConnectError))
 
 
 def _not_begun(attempt: Attempt, error: Exception, asked: float) -> None:

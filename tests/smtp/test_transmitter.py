@@ -286,3 +286,12 @@ def test_who_gets_no_session_leaves_the_messages_to_those_who_have_one(server, p
     Late(pool).transmit({params: attempts}, width=3, keep_order=False)
     assert [each.error for each in attempts if each.error] == []
     assert len(server.accepted) == 30
+
+
+@pytest.mark.parametrize("step", ["greeting", "EHLO", "AUTH"])
+def test_a_server_that_wants_to_be_asked_later_is_asked_once_in_a_batch(server, params, pool, step):
+    server.when(step).says("454 4.7.0 Too many login attempts, please try again later").closes()
+    attempts = [Attempt(ENVELOPE) for _ in range(5)]
+    Transmitter(pool).transmit({params: attempts})
+    assert {each.error.smtp_code for each in attempts} == {454}
+    assert server.connections == 1
