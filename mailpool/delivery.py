@@ -24,6 +24,7 @@ from django.dispatch import Signal
 from django.utils.translation import gettext as _
 
 from mailpool import conf, marker, recording, reporting, signals
+from mailpool.events import tell
 from mailpool.exceptions import MailpoolError, PoolTimeout, SecretError
 from mailpool.models import Credential, MailServer
 from mailpool.oauth import tokens
@@ -380,7 +381,7 @@ def write_records(jobs: Iterable[Job]) -> None:
 def report(job: Job) -> None:
     """Log and signal what became of it."""
     outcome = _outcome(job)
-    log_result(job.message, outcome)
+    tell(lambda: log_result(job.message, outcome))
     signal = getattr(signals, f"message_{outcome.status}")
     signal.send_robust(sender=MailpoolResult, message=job.message, result=outcome)
     reporting.report(get_pool())

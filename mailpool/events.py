@@ -5,6 +5,11 @@ The names and fields are documented in ``docs/logging.md``, and stay as they are
 
 from __future__ import annotations
 
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 _PLAIN = (str, int, float, bool, type(None), list)
@@ -17,6 +22,28 @@ def event(name: str, /, **fields: Any) -> dict[str, Any]:
     such as a key, the text; of an exception its kind alone, for its text may quote a secret.
     """
     return {"event": name} | {f"mailpool_{key}": _plain(value) for key, value in fields.items()}
+
+
+_is_telling: ContextVar[bool] = ContextVar("mailpool_is_telling", default=False)
+
+
+def tell(log: Callable[[], object]) -> None:
+    """Call *log*, which logs or signals what became of a message. Never raises.
+
+    Not while something is told already: a handler that mails what it gets, such as Django's
+    ``AdminEmailHandler``, sends with mailpool too, and would be told of its own mail for ever. Nor
+    is what a handler raises a failure of the message; it is shown as ``logging`` shows its own.
+    """
+    if _is_telling.get():
+        return
+    token = _is_telling.set(True)
+    try:
+        log()
+    except Exception:
+        if logging.raiseExceptions and sys.stderr:
+            traceback.print_exc()
+    finally:
+        _is_telling.reset(token)
 
 
 def _plain(value: Any) -> Any:

@@ -31,7 +31,7 @@ from django.db.models import Max
 from django.utils import timezone
 
 from mailpool import audit, conf, signals, summaries
-from mailpool.events import event
+from mailpool.events import event, tell
 from mailpool.models import Credential, DeliveryRecipient, DeliveryRecord
 from mailpool.models.records import EPOCH, DeliveryRecordQuerySet, first_key, make_key
 from mailpool.outcomes import MailpoolResult
@@ -150,21 +150,28 @@ def _report(missing: _Missing, error: Exception) -> None:
     more = ""
     if missing.recipients:
         more = f" and {missing.recipients} further recipients of others"
-    logger.error(
-        "%d delivery records%s could not be written (%s): %s. The mail is not affected.",
-        missing.records,
-        more,
-        type(error).__name__,
-        str(error).partition("\n")[0],  # what PostgreSQL says below that shows the row
-        extra=event(
-            "mailpool.records_not_written",
-            records=missing.records,
+    tell(
+        lambda: logger.error(
+            "%d delivery records%s could not be written (%s): %s. The mail is not affected.",
+            missing.records,
+            more,
+            type(error).__name__,
+            str(error).partition("\n")[0],  # what PostgreSQL says below that shows the row
+            extra=event(
+                "mailpool.records_not_written",
+                records=missing.records,
+                recipients=missing.recipients,
+                error=error,
+            ),
+        )
+    )
+    tell(
+        lambda: signals.records_failed.send_robust(
+            sender=DeliveryRecord,
+            count=missing.records,
             recipients=missing.recipients,
             error=error,
-        ),
-    )
-    signals.records_failed.send_robust(
-        sender=DeliveryRecord, count=missing.records, recipients=missing.recipients, error=error
+        )
     )
 
 

@@ -26,7 +26,7 @@ from django.db import connections, router, transaction
 from django.utils import timezone
 
 from mailpool import conf, process
-from mailpool.events import event
+from mailpool.events import event, tell
 from mailpool.models import SendingProcess
 from mailpool.smtp import PoolStats, SessionInfo, SessionPool
 
@@ -280,9 +280,11 @@ def _read(account: Any) -> Account | None:
 
 
 def _log(error: Exception) -> None:
-    logger.warning(
-        "This process could not report its connections; sending goes on (%s: %s).",
-        type(error).__name__,
-        error,
-        extra=event("mailpool.connections_not_reported", error=error),
+    tell(
+        lambda: logger.warning(
+            "This process could not report its connections; sending goes on (%s: %s).",
+            type(error).__name__,
+            error,
+            extra=event("mailpool.connections_not_reported", error=error),
+        )
     )

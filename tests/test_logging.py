@@ -8,11 +8,14 @@ import logging
 import re
 from pathlib import Path
 
+import django
 import pytest
-from django.core.mail import EmailMessage
+from django.core.mail import EmailMessage, mail_admins
+from django.utils.log import AdminEmailHandler
 
 import mailpool
-from mailpool import delivery, ownership
+from mailpool import delivery, ownership, recording, signals
+from mailpool.backends import EmailBackend
 from mailpool.events import event
 from mailpool.exceptions import OwnershipError
 from mailpool.models import AuditEntry
@@ -191,6 +194,68 @@ def test_the_audits(make_credential, mail_host, caplog):
     record = [each for each in caplog.records if each.name == "mailpool.audit"][-1]
     assert record.event == f"mailpool.audit.{entry.action}"
     assert record.audit_tenant == "bob"
+
+
+@pytest.fixture
+def mailed_logs(real_mail):
+    """What mailpool logs goes to the admins by mail, as people have it for errors of all kinds."""
+    real_mail.ADMINS = (
+        ["admin@example.com"] if django.VERSION >= (6, 0) else [("", "a@example.com")]
+    )
+    handler, logger = AdminEmailHandler(), logging.getLogger("mailpool")
+    handler.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_nobody_is_mailed_of_the_mail_that_tells_of_records(
+    mail_host, make_credential, mailed_logs, monkeypatch
+):
+    def broken(*args):
+        raise OSError("no space left")
+
+    def tell(count, **kwargs):
+        mail_admins("lost", f"{count} records")
+
+    make_credential(mail_host)
+    monkeypatch.setattr(recording, "_insert", broken)
+    signals.records_failed.connect(tell)
+    try:
+        assert message().send() == 1
+    finally:
+        signals.records_failed.disconnect(tell)
+    subjects = [each.message["Subject"] for each in mail_host.delivered]
+    assert len(subjects) == 3, subjects
+    assert "1 delivery records could not be written" in subjects[1]
+    assert "lost" in subjects[2]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_that_the_admins_cannot_be_mailed_is_no_failure_of_a_message(
+    mail_host, make_credential, mailed_logs, monkeypatch
+):
+    credential, tried = make_credential(mail_host, "bob"), []
+    monkeypatch.setattr(delivery, "make_result", noting(tried, delivery.make_result))
+    bad, good = message(), message()
+    bad.tenant, good.tenant = "nobody", credential.tenant
+    backend = EmailBackend(fail_silently=True)
+    assert backend.send_messages([bad, good]) == 1
+    assert bad.mailpool_result.status == "failed"
+    assert len(tried) == 3  # these, and the mail to the admins: there is no account for it
+
+
+def noting(calls, function):
+    def noted(*args):
+        calls.append(args)
+        return function(*args)
+
+    return noted
+
+
+def message():
+    return EmailMessage("hello", "text", "bob@example.com", ["a@example.com"])
 
 
 def test_fields_are_plain_values():
