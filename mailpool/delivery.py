@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import islice
 from smtplib import SMTPAuthenticationError
 from typing import Any
@@ -400,11 +399,18 @@ def _outcome(job: Job) -> MailpoolResult:
 # This process's pool
 
 
-@cache
+_made: dict[str, SessionPool] = {}
+
+
 def get_pool() -> SessionPool:
     """The pool of this process, made when it is first needed."""
-    pool = SessionPool(**_limits(), on_open=_opened, on_close=_closed)
-    atexit.register(pool.shut_down)
+    pool = _made.get("pool")
+    if pool is None:
+        made = SessionPool(**_limits(), on_open=_opened, on_close=_closed)
+        # In one step: another thread may have been first, and two pools would be twice the limits.
+        pool = _made.setdefault("pool", made)
+        if pool is made:
+            atexit.register(pool.shut_down)
     return pool
 
 
@@ -442,7 +448,7 @@ def _limits() -> dict[str, Any]:
 
 
 def _apply_limits(*, setting: str, **_: Any) -> None:
-    if setting == "MAILPOOL" and get_pool.cache_info().currsize:
+    if setting == "MAILPOOL" and _made:
         for name, value in _limits().items():
             setattr(get_pool(), name, value)
 

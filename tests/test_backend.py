@@ -560,3 +560,29 @@ def test_interruption_while_connections_are_given_back(bob, monkeypatch):
         signals.message_sent.disconnect(hear)
     assert heard == ["sent", "sent"]
     assert [each.mailpool_result.status for each in batch] == ["sent", "sent"]
+
+
+FIRST_SENDS = """
+import threading
+import django
+django.setup()
+from mailpool import delivery
+
+both, limits, pools = threading.Barrier(2), delivery._limits, []
+
+def meet():
+    both.wait(10)
+    return limits()
+
+delivery._limits = meet
+threads = [threading.Thread(target=lambda: pools.append(delivery.get_pool())) for _ in range(2)]
+for each in threads:
+    each.start()
+for each in threads:
+    each.join()
+assert pools[0] is pools[1], "two pools have twice the limits"
+"""
+
+
+def test_threads_that_send_first_at_the_same_time_have_one_pool():
+    processes.run(FIRST_SENDS)
