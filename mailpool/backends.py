@@ -100,6 +100,13 @@ class EmailBackend(BaseEmailBackend):
             if transmitter is not None:
                 transmitter.release()
 
+    def __del__(self) -> None:
+        # Something was raised before close(): Django's own backend loses its connection then, and
+        # here it would stay lent for ever.
+        transmitter = getattr(self, "_transmitter", None)
+        if transmitter is not None:
+            transmitter.leave()
+
     def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
         """Send all *email_messages*; the number of those that a server took over.
 

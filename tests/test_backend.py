@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import pickle
 import signal
 import threading
+import time
 import warnings
 
 import django
@@ -586,3 +588,36 @@ assert pools[0] is pools[1], "two pools have twice the limits"
 
 def test_threads_that_send_first_at_the_same_time_have_one_pool():
     processes.run(FIRST_SENDS)
+
+
+def leave_open(subject):
+    backend = EmailBackend()
+    backend.open()
+    backend.send_messages([message(subject=subject)])
+
+
+def test_a_block_that_nobody_closes_keeps_no_connection_from_others(mail_host, bob, settings):
+    settings.MAILPOOL = {**settings.MAILPOOL, "POOL_TIMEOUT": 5}
+    for number in range(bob.server.max_connections + 2):
+        leave_open(f"{number}")
+        gc.collect()
+    assert mail_host.connections == 1
+    assert delivery.stats().open == 1
+
+
+def test_who_waits_gets_what_a_block_leaves_meanwhile(mail_host, bob):
+    MailServer.objects.update(max_connections=1)
+    backend = EmailBackend()
+    backend.open()
+    backend.send_messages([message()])
+    other = threading.Thread(
+        target=lambda: (EmailBackend().send_messages([message()]), connection.close())
+    )
+    other.start()
+    while not delivery.stats().waiting:
+        time.sleep(0.01)
+    del backend
+    gc.collect()
+    other.join(10)
+    assert len(mail_host.sent_as("bob")) == 2
+    assert mail_host.connections == 1

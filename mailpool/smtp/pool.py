@@ -32,6 +32,7 @@ logger = logging.getLogger("mailpool.pool")
 NOOP_AFTER = 60.0  # seconds idle; before that, a look at the socket tells enough
 LIFETIME_JITTER = 0.1  # sessions opened together shall not all end together
 SWEEP_EVERY = 1.0  # seconds between looks for expired sessions where no thread can do it
+LOOK_EVERY = 1.0  # seconds between a waiter's looks for sessions that were left
 
 
 class SessionPool:
@@ -75,6 +76,7 @@ class SessionPool:
         self._idle: dict[SessionParams, list[Slot]] = {}  # last in, first out
         self._idle_order: OrderedDict[Slot, None] = OrderedDict()  # least recently used first
         self._waiters: deque[Waiter] = deque()
+        self._left: deque[Session] = deque()
         self._refused = RefusedLogins(self._clock)
         self._memories = Memories()
         self._counts = {"opened": 0, "reused": 0, "closed": 0, "failed": 0}
@@ -117,6 +119,7 @@ class SessionPool:
         moment ago, and whatever opening a session raises.
         """
         self._leave_parent_behind()
+        self._take_back_left()
         until = self._clock() + self.timeout
         deadline = until if deadline is None else min(deadline, until)
         if self._reaper is None and self._clock() - self._swept >= SWEEP_EVERY:
@@ -161,6 +164,22 @@ class SessionPool:
                     self._free(slot)
             raise
 
+    def leave(self, sessions: Collection[Session]) -> None:
+        """For a finalizer: *sessions* are nobody's any more, and are taken back when one is needed.
+
+        It runs wherever garbage is collected, perhaps where this thread holds the lock: no lock is
+        taken here, and nothing is closed.
+        """
+        self._left.extend(sessions)
+
+    def _take_back_left(self) -> None:
+        while True:
+            try:
+                session = self._left.popleft()
+            except IndexError:
+                return
+            self.release(session)
+
     def _keep(self, slot: Slot) -> bool:
         """Put a session among the idle ones, if it may be kept."""
         with self._lock:
@@ -192,7 +211,8 @@ class SessionPool:
             waiter = Waiter(params, fresh)
             self._waiters.append(waiter)
         try:
-            while not waiter.ready.wait(max(0.0, deadline - self._clock())):
+            while not waiter.ready.wait(min(LOOK_EVERY, max(0.0, deadline - self._clock()))):
+                self._take_back_left()
                 with self._lock:
                     if waiter.grant is None and self._clock() >= deadline:
                         raise self._no_session(params)

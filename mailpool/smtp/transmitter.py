@@ -87,6 +87,11 @@ class Transmitter:
                 given_back = self._held.pop(params, [])
         self._pool.release(*given_back)
 
+    def leave(self) -> None:
+        """As ``release()``, for a finalizer: the pool takes them back when one is needed."""
+        held, self._held = self._held, {}
+        self._pool.leave([session for sessions in held.values() for session in sessions])
+
     # For ``Sending``
 
     def session(self, params: SessionParams, deadline: float | None, *, fresh: bool) -> Session:
