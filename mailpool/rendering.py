@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import email.policy
+import re
 from email import message_from_bytes
-from email.headerregistry import Address, BaseHeader, HeaderRegistry
+from email.header import Header
+from email.headerregistry import Address, AddressHeader, BaseHeader, HeaderRegistry
 from email.message import EmailMessage as MIMEMessage
 from functools import lru_cache
 
@@ -18,6 +20,22 @@ from mailpool.identity import Identity, header_from, identify, keeps_sender_head
 from mailpool.models import Credential
 from mailpool.smtp import Envelope
 
+_SPECIAL = re.compile(r"""[()<>\[\]:;@\\,."]""")
+
+
+def _addresses_in(value: str) -> list[str]:
+    """As whoever gets it reads them."""
+    try:
+        return [str(each.addr_spec) for each in AddressHeader.value_parser(value).all_mailboxes]
+    except Exception:  # the standard library's parser raises what it likes on garbage
+        return []
+
+
+def _encoded(address: Address) -> str:
+    """*address* as it can be folded nowhere and read in one way only."""
+    name = Header(address.display_name, "utf-8").encode(linesep="\r\n")
+    return f"{name} <{address.addr_spec}>" if name else address.addr_spec
+
 
 class _Header(BaseHeader):
     """Remembers how it was folded, since a header that repeats is one object for many messages."""
@@ -26,8 +44,20 @@ class _Header(BaseHeader):
 
     def fold(self, *, policy: email.policy.Policy) -> str:
         if self._folded is None or self._folded[0] is not policy:
-            self._folded = policy, super().fold(policy=policy)
+            self._folded = policy, self._fold(policy)
         return self._folded[1]
+
+    def _fold(self, policy: email.policy.Policy) -> str:
+        folded: str = super().fold(policy=policy)
+        addresses: tuple[Address, ...] = getattr(self, "addresses", ())
+        # Many releases of Python leave out the quotes where they fold a name or decode one (CPython
+        # gh-121284): then "boss@bank.example, Mary" would be two, and one of them nobody's sender.
+        if not any(_SPECIAL.search(address.display_name) for address in addresses):
+            return folded
+        value = folded.replace(policy.linesep, "").partition(":")[2]
+        if _addresses_in(value) == [address.addr_spec for address in addresses]:
+            return folded
+        return f"{self.name}: {', '.join(map(_encoded, addresses))}{policy.linesep}"
 
 
 class _Headers(HeaderRegistry):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import email.policy
 import re
+from email.header import decode_header, make_header
+from email.utils import getaddresses
 
 import django
 import pytest
@@ -75,3 +77,37 @@ def test_a_header_that_repeats_is_folded_for_each_policy():
     assert header.fold(policy=email.policy.SMTPUTF8).count("Ü") == 8
     assert header.fold(policy=email.policy.SMTP) == ascii_only
     assert ascii_only.isascii()
+
+
+FAKE = "boss@bank.example,"
+LONG = "and a name that is so long that it does not fit on one line of the header"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f'"{FAKE} {LONG}"',
+        f'"{FAKE} {LONG.replace(" ", "-")}"',
+        f'"<boss@bank.example>, Bööb {LONG}"',
+        f'"{LONG} {FAKE}"',
+        "=?utf-8?q?boss=40bank=2Eexample=2C?=",
+        "=?utf-8?q?=3Cboss=40bank=2Eexample=3E=2C_Bob?=",
+        f"=?utf-8?q?boss=40bank=2Eexample=2C_{LONG.replace(' ', '_')}?=",
+    ],
+)
+@pytest.mark.parametrize("field", ["From", "Reply-To", "To"])
+def test_a_name_never_becomes_an_address(name, field):
+    """Quotes around it are left out by many releases of Python where it is folded or decoded."""
+    given = f"{name} <bob@example.com>"
+    message = EmailMessage("hello", "text", "bob@example.com", ["bob@example.com"])
+    if field == "From":
+        message.from_email = given
+    else:
+        setattr(message, field.lower().replace("-", "_"), [given])
+    content = render(message, CredentialFactory()).content.decode()
+    found = re.search(rf"(?m)^{field}: ([^\r\n]*(?:\r\n [^\r\n]*)*)", content)[1]
+    assert all(len(line) <= 100 for line in found.split("\r\n"))
+    found = found.replace("\r\n", "")
+    # As any other program reads it that knows RFC 5322.
+    assert [address for _, address in getaddresses([found])] == ["bob@example.com"]
+    assert "boss@bank.example" in str(make_header(decode_header(found)))
