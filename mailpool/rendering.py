@@ -168,7 +168,7 @@ def _content(message: EmailMessage, needs_smtputf8: bool) -> bytes:
 
 def _with_utf8_headers(message: EmailMessage, rendered: bytes) -> bytes:
     """Before Django 6.0 a non-ASCII local part is encoded, which makes another address of it."""
-    parsed = message_from_bytes(rendered, _class=MIMEMessage, policy=email.policy.SMTPUTF8)
+    parsed = message_from_bytes(rendered, _class=MIMEMessage, policy=_SMTPUTF8)
     fields = {
         "From": [message.extra_headers.get("From", message.from_email)],
         "To": message.to,

@@ -11,7 +11,7 @@ import django
 import pytest
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 
-from mailpool.rendering import _Headers, render
+from mailpool.rendering import _Headers, _with_utf8_headers, render
 from tests.factories import CredentialFactory
 
 pytestmark = [
@@ -111,3 +111,11 @@ def test_a_name_never_becomes_an_address(name, field):
     # As any other program reads it that knows RFC 5322.
     assert [address for _, address in getaddresses([found])] == ["bob@example.com"]
     assert "boss@bank.example" in str(make_header(decode_header(found)))
+
+
+def test_nor_where_the_headers_of_an_older_django_are_written_anew():
+    given = f'"{FAKE} {LONG}" <jörg@example.com>'
+    message = EmailMessage("hello", "text", given, ["a@example.com"])
+    content = _with_utf8_headers(message, b"From: x@example.com\r\n\r\ntext\r\n").decode()
+    found = re.search(r"(?m)^From: ([^\r\n]*(?:\r\n [^\r\n]*)*)", content)[1].replace("\r\n", "")
+    assert [address for _, address in getaddresses([found])] == ["jörg@example.com"]
