@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from django.db import connections
 from django.db.models import AutoField, Field, Model, QuerySet
+
+if TYPE_CHECKING:
+    from mailpool.postgres_insert import PostgresInsert
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +157,17 @@ class PreparedInsert:
     from_json: str
     """Instead of the rows where there are several; empty where the database has no such thing."""
 
+    of_one: PostgresInsert | None
+    """A quicker way for one row, where there is one."""
+
     def execute(self, rows: Sequence[Sequence[Any]], *, alone: bool = False) -> None:
         """Insert *rows*, at least one.
 
         *alone* tells that no transaction is under way. Then PostgreSQL does not wait for its disk.
         """
+        single = self.of_one if alone and len(rows) == 1 else None
+        if single and single.execute(connections[self.using], rows[0]):
+            return
         # Its driver takes longer over a value for each column of many rows than all else takes.
         as_json = self.from_json and len(rows) > 1
         with connections[self.using].cursor() as cursor:
@@ -186,20 +195,27 @@ def prepare_insert(using: str, model: type[Model]) -> PreparedInsert:
 
     For rows that may be lost with a crash of the database server.
     """
-    connection = connections[using]
+    connection: Any = connections[using]
     fields = [each for each in model._meta.concrete_fields if not isinstance(each, AutoField)]
     table = connection.ops.quote_name(model._meta.db_table)
     names = [str(field.column) for field in fields]
     columns = ", ".join(map(connection.ops.quote_name, names))
-    from_json = ""
+    into = f"INSERT INTO {table} ({columns}) "
+    from_json, of_one = "", None
     if connection.vendor == "postgresql":
         from_json = f"SELECT {columns} FROM json_populate_recordset(NULL::{table}, %s)"  # noqa: S608
+        if connection.Database.__name__ == "psycopg":  # version 3, as far as Django supports it
+            from mailpool.postgres_insert import PostgresInsert
+
+            places = ", ".join(f"${number}" for number in range(1, len(fields) + 1))
+            of_one = PostgresInsert(f"{into}VALUES ({places}) RETURNING {_DO_NOT_WAIT}")
     most = connection.features.max_query_params
     return PreparedInsert(
         using=using,
         columns=names,
-        into=f"INSERT INTO {table} ({columns}) ",
+        into=into,
         row=f"({', '.join(['%s'] * len(fields))})",
         in_one=most // len(fields) if most else 1000,
         from_json=from_json,
+        of_one=of_one,
     )
