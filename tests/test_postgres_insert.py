@@ -140,9 +140,8 @@ def test_a_pooler_that_hands_connections_on(prepared, caplog):
         write()
         assert len(rows()) == AFTER + 1 + 1
         # It is not asked for again, whatever may be there by then.
-        cursor.execute(
-            f"PREPARE {name} AS SELECT {', '.join(f'${n}::text' for n in range(1, len(values()) + 1))}"
-        )
+        places = ", ".join(f"${number}::text" for number in range(1, len(values()) + 1))
+        cursor.execute(f"PREPARE {name} AS SELECT {places}")
         write(times=2)
     assert len(rows()) == AFTER + 1 + 3
     assert executions() == (0,)
