@@ -57,6 +57,10 @@ class Mailbox:
         return f"@{self.domain}".lower()
 
 
+# So much may stand on a line of a header (RFC 5322). Python's parser takes time with the square of
+# the length: for a megabyte it would be hours.
+_MAX_LENGTH = 998
+
 # Python's parser reports non-ASCII local parts as defects; they are valid with SMTPUTF8. Django
 # allows local mailboxes like "webmaster".
 _ACCEPTED_DEFECTS = {
@@ -68,9 +72,15 @@ _ACCEPTED_DEFECTS = {
 def parse_mailbox(text: str) -> Mailbox:
     """The one mailbox in *text* (``a@example.com`` or ``Name <a@example.com>``).
 
-    Raises ``InvalidMessage``, a ``ValueError``, for anything else, line breaks included.
+    Raises ``InvalidMessage``, a ``ValueError``, for anything else, line breaks included, and for
+    more than 998 characters.
     """
-    return _parse(str(text))  # a lazy translation as well
+    text = str(text)  # a lazy translation as well
+    if len(text) > _MAX_LENGTH:
+        raise InvalidMessage(
+            f"{text[:60]!r}… is not a mail address: it has more than {_MAX_LENGTH} characters."
+        )
+    return _parse(text)
 
 
 @lru_cache(maxsize=1024)

@@ -219,7 +219,7 @@ def test_every_error_is_in_one_report_and_nothing_is_imported(run):
         "Line 5, password: Enter the password",
         "Line 6, senders: ",
         "Line 6, port: Write a whole number.",
-        "Line 6, security: 'ssl' is not known. Write one of: starttls, tls, plain.",
+        "Line 6, security: “ssl” is not known. Write one of: starttls, tls, plain.",
         "Line 6, default_from: ",
         "Line 6, active: Write yes or no.",
         "Line 6, priority: Write a whole number.",
@@ -404,11 +404,37 @@ def test_columns_are_listed_by_the_command_and_not_in_each_problem(run):
         ('[{"tenant": {"a": 1}, "server": true}]', "Line 1, tenant: Write it as text"),
         ("[" * 100_000, "Line 1: This is not JSON"),
         ('[{"tenant": "a", "password": "\\ud800"}]', "Line 1, password: It has a character"),
+        ('[{"server": "a", "ca_certificate": "\\ud800"}]', "ca_certificate: It has a character"),
+        ('[{"server": "a", "ca_certificate": "\\u0000"}]', "ca_certificate: It has a character"),
+        ('[{"tenant": NaN}]', "Line 1, tenant: Write it as text"),
+        ('[{"tenant": 1e5}]', "Line 1, tenant: Write it as text"),
+        ('[{"port": NaN}]', "Line 1, port: Write a whole number"),
+        ('[{"port": %s}]' % ("9" * 4000), "Line 1, port: Write a whole number"),
+        ('[{"port": %s}]' % ("9" * 5000), "Line 1: This is not JSON"),
     ],
 )
 def test_json_that_is_none(run, content, told):
     text, status = run(content, name="f.json")
     assert (status, told in text) == (1, True)
+
+
+@pytest.mark.parametrize("ill", ["\ud800", "\x1b[2J", "x" * 1_000_000], ids=ascii)
+def test_a_report_can_be_read_whatever_is_in_the_file(run, ill):
+    """Nothing that no terminal and no page can show, and no megabyte, is repeated."""
+    account = {"tenant": "bob", "server": "Main", "host": "smtp.example.com", "username": "bob"}
+    for column in ("senders", "security", "preset", "record", f"x{ill}", "server_tenant"):
+        text, status = run([account | {column: ill}])
+        assert status == 1
+        assert text.encode().replace(b"\n", b"").decode().isprintable()
+        assert len(text) < 1000
+
+
+def test_a_megabyte_is_no_address(run):
+    """Python's parser would take hours to say so."""
+    account = dict(zip(HEAD.split(","), BOB, strict=True))
+    for ill in ("a@" + "b." * 500_000, '"a' * 300_000):
+        text, status = run([account | {"senders": ill}])
+        assert (status, text.count("Enter a full address")) == (1, 1)
 
 
 def test_rows_on_one_line_are_told_apart(run):

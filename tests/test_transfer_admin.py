@@ -179,3 +179,28 @@ def test_a_forged_request_is_refused(staff):
     token = client.cookies["csrftoken"].value
     data = {"file": SimpleUploadedFile("f.csv", table(BOB).encode()), "csrfmiddlewaretoken": token}
     assert "create account" in client.post(URL, data).content.decode()
+
+
+def test_a_file_that_would_take_too_long_is_for_the_command(staff, monkeypatch):
+    """A server ends a request that takes long, gunicorn after 30 seconds."""
+    client = staff(*IMPORT)
+    monkeypatch.setattr(page, "MAX_ROWS", 1)
+    text = upload(client, table(BOB, MARY)).content.decode()
+    assert "There are more than 1 rows. Use the command mailpool_import." in text
+    assert upload(client, table(BOB)).context["token"]
+
+
+def test_of_many_errors_it_is_said_how_many_are_not_shown(staff, monkeypatch):
+    client = staff(*IMPORT)
+    monkeypatch.setattr(page, "MAX_PROBLEMS", 2)
+    text = upload(client, table(*[("", *BOB[1:])] * 5)).content.decode()
+    assert "5 problems. Nothing was imported" in text
+    assert text.count("Write the tenant&#x27;s slug") == 2
+    assert "And 3 more." in text
+
+
+def test_whatever_is_in_the_file_there_is_a_page(staff):
+    for column in ("x\\ud800", "senders"):
+        content = f'[{{"tenant": "bob", "server": "Main", "{column}": "\\ud800"}}]'
+        assert upload(staff(*IMPORT), content, name="f.json").context["plan"].problems
+        get_user_model().objects.all().delete()

@@ -17,6 +17,7 @@ from mailpool.secret import Secret
 from mailpool.transfer import sealing
 from mailpool.transfer.columns import ACCOUNT, SECRETS, SERVER, SITE, TENANT
 from mailpool.transfer.items import Draft, Item, Key, Said, batches
+from mailpool.transfer.problems import shown
 from mailpool.validators import normalize_sender
 
 Owned = tuple[str, str]  # a tenant's scope, and an address
@@ -191,7 +192,7 @@ def _senders(draft: Draft, item: Item, taken: dict[Owned, Any]) -> None:
             sender.clean_fields(exclude={"credential"})
         except ValidationError as error:
             why = " ".join(dict.fromkeys(error.messages))
-            draft.complain(item, "senders", f"{text}: {why}")
+            draft.complain(item, "senders", f"{shown(text)}: {why}")
             continue
         owner = taken.setdefault((scope, address), row.pk)
         if owner != row.pk:

@@ -15,6 +15,8 @@ from django.utils.translation import gettext as _
 from mailpool import conf
 from mailpool.models import Credential, MailServer
 from mailpool.secret import Secret
+from mailpool.text import is_unicode
+from mailpool.transfer.problems import shown
 
 # What a row is about; without the column it is an account.
 TENANT, SERVER, ACCOUNT = RECORDS = ("tenant", "server", "account")
@@ -61,17 +63,21 @@ class Column:
             return _switch(cell)
         if isinstance(field, models.IntegerField):
             return _number(cell)
-        if isinstance(cell, (bool, list, dict)):
+        if isinstance(cell, (bool, float, list, dict)):
             raise ValueError(_("Write it as text."))
         text = str(cell).strip()
-        if any(not char.isprintable() for char in text) and not self.is_block:
+        if self.is_block:
+            # No database stores half a character, and PostgreSQL no NUL.
+            if "\0" in text or not is_unicode(text):
+                raise ValueError(_("It has a character that no text can have."))
+        elif not text.isprintable():
             raise ValueError(_("It has a line break or another control character. Remove it."))
         choices = [value for value, _label in _choices(field)]
         if text and choices and text not in choices:
             known = ", ".join(str(value) for value in choices if value)
             raise ValueError(
-                _("%(text)r is not known. Write one of: %(known)s.")
-                % {"text": text, "known": known}
+                _("%(text)s is not known. Write one of: %(known)s.")
+                % {"text": f"“{shown(text)}”", "known": known}
             )
         return text
 

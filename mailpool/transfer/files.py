@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 
 from mailpool.secret import Secret
 from mailpool.transfer.columns import SECRETS, columns
-from mailpool.transfer.problems import Problem, RowNumber, UnusableFile
+from mailpool.transfer.problems import Problem, RowNumber, UnusableFile, shown
 
 FORMATS = ("csv", "json")
 MAX_BYTES = 64 * 1024 * 1024
@@ -34,8 +34,9 @@ class Row:
     cells: dict[str, Any] = field(repr=False)
 
 
-def read(data: bytes, format: str) -> tuple[list[Row], list[Problem]]:
-    """The rows of a file, and what is wrong with single ones. ``UnusableFile`` where it has none.
+def read(data: bytes, format: str, *, most: int | None = None) -> tuple[list[Row], list[Problem]]:
+    """The rows of a file, and what is wrong with single ones. ``UnusableFile`` where it has none,
+    or more than *most*, ``MAX_ROWS`` without it.
 
     Passwords in the cells are ``Secret``; no error repeats a cell that may be one.
     """
@@ -43,10 +44,11 @@ def read(data: bytes, format: str) -> tuple[list[Row], list[Problem]]:
     problems: list[Problem] = []
     rows: list[Row] = []
     for row in (_read_csv if format == "csv" else _read_json)(text, problems):
-        if len(rows) == MAX_ROWS:
-            raise _unusable(
-                row.line, _("There are more than %(n)d rows. Split the file."), MAX_ROWS
-            )
+        if len(rows) == (MAX_ROWS if most is None else most):
+            said = _("There are more than %(n)d rows. Split the file.")
+            if most is not None:
+                said = _("There are more than %(n)d rows. Use the command mailpool_import.")
+            raise _unusable(row.line, said, len(rows))
         rows.append(row)
     if not rows and not problems:
         raise _unusable(1, _("There are no rows in the file."))
@@ -189,7 +191,7 @@ def unknown_column(line: int, name: str) -> Problem:
     said = [_("There is no such column.")]
     if near := difflib.get_close_matches(name, columns(), 1):
         said.append(_("Did you mean %(name)s?") % {"name": near[0]})
-    return Problem(line, name[:40] or "?", " ".join([*said, _all_columns()]))
+    return Problem(line, shown(name) or "?", " ".join([*said, _all_columns()]))
 
 
 def _all_columns() -> str:
@@ -274,7 +276,7 @@ def _object(line: int, pairs: Any, problems: list[Problem]) -> Row | None:
     names = [name for name, _value in pairs[: 2 * len(known)]]  # more of them are wrong anyway
     wrong = [unknown_column(line, name) for name in names if name not in known]
     wrong += [
-        Problem(line, name, _("The row says this twice. Remove one."))
+        Problem(line, shown(name), _("The row says this twice. Remove one."))
         for name in {name for name in names if names.count(name) > 1}
     ]
     _report(problems, wrong)

@@ -13,6 +13,7 @@ from mailpool.models import MailServer
 from mailpool.server_presets import SERVER_PRESETS
 from mailpool.transfer.columns import SERVER, TENANT, owns_tenants
 from mailpool.transfer.items import Draft, Item, Said, batches
+from mailpool.transfer.problems import shown
 
 
 def plan_tenants(draft: Draft) -> None:
@@ -45,7 +46,7 @@ def plan_tenants(draft: Draft) -> None:
 
 def _no_tenant(slug: str) -> str:
     text = _("There is no tenant %(slug)s. Yours are made by your project, not by an import.")
-    return text % {"slug": slug}
+    return text % {"slug": shown(slug)}
 
 
 def plan_servers(draft: Draft) -> None:

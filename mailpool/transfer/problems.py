@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from django.utils.text import Truncator
 
 from mailpool.exceptions import MailpoolError
+from mailpool.text import one_line
 
 
 class RowNumber(int):
@@ -15,6 +19,11 @@ class RowNumber(int):
 def place(line: int) -> str:
     """Where something is, for people."""
     return f"Row {line}" if isinstance(line, RowNumber) else f"Line {line}"
+
+
+def shown(cell: Any) -> str:
+    """What a report repeats of a cell or a column's name, whatever that is."""
+    return Truncator(one_line(str(cell))).chars(60)
 
 
 @dataclass(frozen=True, slots=True, order=True)
