@@ -70,7 +70,7 @@ def keys_of(union: models.QuerySet[Any, Any]) -> models.Subquery:
     MariaDB and MySQL would ask a union itself once for each row of the table. Within FROM it is
     asked once, and leads to the rows by their keys; others make no difference between the two.
     """
-    return models.Subquery(union, template="(SELECT * FROM (%(subquery)s) AS found)")
+    return models.Subquery(union.order_by(), template="(SELECT * FROM (%(subquery)s) AS found)")
 
 
 class DeliveryRecordQuerySet(models.QuerySet["DeliveryRecord"]):
@@ -93,7 +93,7 @@ class DeliveryRecordQuerySet(models.QuerySet["DeliveryRecord"]):
         key = address.strip().lower()
         first = self.filter(recipient=key).order_by().values("pk")
         others = DeliveryRecipient.objects.using(self.db).filter(address=key).order_by()
-        return first.union(others.values("record"), all=True)
+        return first.union(others.values("record"), all=True).order_by()
 
     def to(self, address: str) -> DeliveryRecordQuerySet:
         """Those with *address* among the recipients, where these are recorded."""
