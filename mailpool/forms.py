@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from django import forms
-from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.exceptions import NON_FIELD_ERRORS, ImproperlyConfigured, ValidationError
 from django.db import router, transaction
 from django.db.models import ProtectedError, QuerySet, RestrictedError
 from django.utils.translation import gettext_lazy as _
@@ -23,7 +23,19 @@ from mailpool.vault import get_keyring
 from mailpool.vault.fields import SecretFormField
 
 
-class TenantCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
+class AccountForm(forms.ModelForm):  # type: ignore[type-arg]
+    """A credential's own fields. Of a username that is not accepted, that alone is told."""
+
+    def _update_errors(self, errors: ValidationError) -> None:
+        if "username" in self.errors:
+            # The model was not given it, and finds that there is none or that it is another's.
+            about_it = ("username", NON_FIELD_ERRORS)
+            found = errors.update_error_dict({})
+            errors = ValidationError({k: v for k, v in found.items() if k not in about_it})
+        super()._update_errors(errors)  # type: ignore[misc]
+
+
+class TenantCredentialForm(AccountForm):
     """Server and login of *tenant*, in one form; with *instance*, one that it has.
 
     The server becomes the tenant's own, so mailpool connects to it at public addresses and mail
@@ -132,7 +144,8 @@ class TenantCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean(self) -> dict[str, Any] | None:
         super().clean()
-        if "host" in self.fields and self.cleaned_data.get("host") == "":
+        is_to_be_found = "host" in self.fields and self.cleaned_data.get("host") == ""
+        if is_to_be_found and "username" not in self.errors:
             self._find_address()
         if "server" in self.fields:
             self._server = self.cleaned_data.get("server")

@@ -28,6 +28,7 @@ from mailpool.admin.transfer import TransferPage
 from mailpool.admin.verify import CredentialVerification, SaveAndTest
 from mailpool.attention import trouble
 from mailpool.exceptions import SecretError
+from mailpool.forms import AccountForm
 from mailpool.models import Credential, MailServer, Sender
 from mailpool.moments import moment
 from mailpool.validators import normalize_sender
@@ -46,7 +47,7 @@ def attention(credential: Credential) -> str:
 _APP_ONLY_IS_FOR = {"kind", "oauth_client", "tenant", "server", "username"}
 
 
-class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
+class CredentialForm(AccountForm):
     """Takes secrets and never shows one: an empty input means that the stored one stays."""
 
     password = SecretFormField(label=_("Password"), required=False)
@@ -57,7 +58,7 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = Credential
-        fields = "__all__"  # noqa: DJ007  (the admin chooses)
+        fields = "__all__"
         widgets = {"client_key": SecretTextarea()}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -105,7 +106,7 @@ class CredentialForm(forms.ModelForm):  # type: ignore[type-arg]
             self._drop_secrets_of_no_use(cleaned)
         if cleaned is not None and not cleaned.get("password"):
             # Without a login there is nothing that a password could be for.
-            if not cleaned.get("username"):
+            if not cleaned.get("username") and "username" not in self.errors:
                 self.instance.password = ""
             elif self._goes_elsewhere("password"):
                 self.add_error(

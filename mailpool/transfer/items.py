@@ -142,10 +142,11 @@ class Draft:
     def gather(self, rows: Sequence[Row]) -> None:
         """Sort what *rows* say by what it is about."""
         for row in rows:
-            self._gather(row.line, self._parse(row))
+            self._gather(row.line, *self._parse(row))
 
-    def _parse(self, row: Row) -> dict[str, Any]:
-        known, values = columns(), {}
+    def _parse(self, row: Row) -> tuple[dict[str, Any], set[str]]:
+        """What the cells say, and the columns of those that can't be read."""
+        known, values, wrong = columns(), {}, set()
         for name, cell in row.cells.items():
             column = known[name]
             if isinstance(cell, str) and not cell.strip() and not column.field:
@@ -154,9 +155,12 @@ class Draft:
                 values[name] = column.parse(cell)
             except ValueError as error:
                 self.problems.append(Problem(row.line, name, str(error)))
-        return values
+                wrong.add(name)
+        return values, wrong
 
-    def _gather(self, line: int, values: dict[str, Any]) -> None:
+    def _gather(self, line: int, values: dict[str, Any], wrong: set[str]) -> None:
+        if "record" in wrong:
+            return
         record = values.pop("record", ACCOUNT).lower()
         if record not in RECORDS:
             text = _("Write tenant, server or account, or leave it empty for an account.")
@@ -170,11 +174,14 @@ class Draft:
             text %= {"known": ", ".join(SERVER_PRESETS)}
             self.problems.append(Problem(line, "preset", text))
             del values["preset"]
+            wrong.add("preset")
         elif preset is not None:
             values.setdefault("server", SERVER_PRESETS[preset].name)
         for name in {TENANT: ["tenant"], SERVER: ["server"]}.get(record, ["tenant", "server"]):
             if not values.get(name):
-                self.problems.append(Problem(line, name, _missing(name, record)))
+                # One that can't be read was told so, and is not missing as well.
+                if wrong.isdisjoint((name, "preset") if name == "server" else (name,)):
+                    self.problems.append(Problem(line, name, _missing(name, record)))
                 return
         if (slug := values.get("tenant")) not in (None, SITE):
             self._say(TENANT, slug, line, values, own_row=record == TENANT)
@@ -184,7 +191,7 @@ class Draft:
             self._say(TENANT, owner, line, {})
         if record != TENANT:
             self._say(SERVER, values["server"], line, values, own_row=record == SERVER)
-        if record == ACCOUNT:
+        if record == ACCOUNT and "username" not in wrong:
             key = (values["tenant"], values["server"], values.get("username", ""))
             self._say(ACCOUNT, key, line, values, own_row=True)
 
