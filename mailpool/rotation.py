@@ -45,13 +45,17 @@ def encrypted_fields() -> list[tuple[type[models.Model], EncryptedTextField]]:
     ]
 
 
+def key_id_of(name: str) -> Substr:
+    """In a query: the id of the key that the secret in the field *name* is under."""
+    return Substr(name, KEY_ID_AT, KEY_ID_LENGTH, output_field=models.CharField())
+
+
 def rows(model: type[models.Model], found: EncryptedTextField) -> models.QuerySet[Any]:
     """The rows of *model* with a secret in *found*, by key, with what opening them needs.
 
     Each has the id of its secret's key as ``sealed_with``.
     """
-    key_id = Substr(found.name, KEY_ID_AT, KEY_ID_LENGTH, output_field=models.CharField())
-    queryset: models.QuerySet[Any] = model._base_manager.annotate(sealed_with=key_id)
+    queryset: models.QuerySet[Any] = model._base_manager.annotate(sealed_with=key_id_of(found.name))
     relations = {lookup.rpartition("__")[0] for lookup in found.bound_to if "__" in lookup}
     if relations:
         queryset = queryset.select_related(*relations)

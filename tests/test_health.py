@@ -136,6 +136,48 @@ def test_one_password_that_does_not_decrypt_takes_no_process_out_of_service(sett
     assert anew(TOKEN)[1]["status"] == "ok"
 
 
+def in_order(count):
+    """So many accounts, in the order in which they are tried."""
+    return sorted(CredentialFactory.create_batch(count), key=lambda credential: str(credential.pk))
+
+
+def test_a_key_that_serves_one_account_alone_is_missed(settings):
+    """After a rotation that was not finished, say; however many others open."""
+    (key,) = settings.MAILPOOL["ENCRYPTION_KEYS"]
+    *_rest, last = in_order(2 * health.TRIED)
+    other = generate_key()
+    with_keys(settings, other, key)
+    last.password = PASSWORD
+    last.save()
+    assert anew(TOKEN)[1]["status"] == "ok"
+    with_keys(settings, key)
+    status, answer = anew(TOKEN)
+    assert (status, answer["checks"]["keys"]["status"]) == (200, "warning")
+    assert last.username not in str(answer)
+
+
+def test_as_long_as_one_account_can_send_the_process_is_in_service(settings):
+    *_rest, last = in_order(2 * health.TRIED)
+    other = generate_key()
+    with_keys(settings, other, *settings.MAILPOOL["ENCRYPTION_KEYS"])
+    last.password = PASSWORD
+    last.save()
+    with_keys(settings, other)
+    status, answer = anew(TOKEN)
+    assert (status, answer["checks"]["keys"]["status"]) == (200, "warning")
+
+
+def test_what_is_no_ciphertext_is_found_wherever_it_is():
+    *_rest, last = in_order(2 * health.TRIED)
+    with connection.cursor() as cursor:
+        table, pk = Credential._meta.db_table, Credential._meta.pk
+        cursor.execute(
+            f"UPDATE {table} SET password = 'plain text' WHERE id = %s",
+            [pk.get_db_prep_value(last.pk, connection)],
+        )
+    assert anew(TOKEN)[1]["checks"]["keys"]["status"] == "warning"
+
+
 def test_refresh_tokens_need_the_key_as_well(settings):
     client = OAuthClient.objects.create(name="Provider", client_id="id", client_secret="secret")
     CredentialFactory(
@@ -251,7 +293,7 @@ def test_it_asks_little_and_seldom(settings, django_assert_max_num_queries, mail
     settings.MAILPOOL = {**settings.MAILPOOL, "VERIFY_SENDERS": True, "SITE": "here"}
     for _ in range(5):
         SenderFactory()
-    with django_assert_max_num_queries(4):
+    with django_assert_max_num_queries(5):
         ask()
     with django_assert_max_num_queries(0):
         assert [ask(TOKEN)[0] for _ in range(20)] == [200] * 20
