@@ -416,7 +416,8 @@ def test_nobody_is_sent_away_without_a_csrf_token(admin_user, credential):
 @pytest.mark.parametrize("kind", ["password", "client_credentials"])
 def test_only_accounts_that_are_connected_have_the_page(admin_client, credential, kind):
     Credential.objects.update(kind=kind)
-    assert admin_client.get(connect_page(credential)).status_code == 404
+    change = f"/admin/mailpool/credential/{credential.pk}/change/"
+    assert admin_client.get(connect_page(credential))["Location"] == change
 
 
 def test_the_redirect_uri_is_shown_where_the_client_is_entered(admin_client):

@@ -10,7 +10,7 @@ from typing import Any
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model
-from django.http import Http404, HttpRequest, QueryDict
+from django.http import HttpRequest, QueryDict
 from django.http.response import HttpResponseBase, HttpResponseRedirect
 from django.urls import URLPattern, path
 from django.utils.translation import gettext
@@ -18,7 +18,7 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool import audit
 from mailpool.admin.acting import as_user
-from mailpool.admin.pages import OwnPages, admin_url
+from mailpool.admin.pages import NoPage, OwnPages, about_a_row, admin_url
 from mailpool.exceptions import MailpoolError, OAuthError, SecretError
 from mailpool.models import Credential
 from mailpool.oauth import provider
@@ -72,6 +72,7 @@ class ConnectPage(OwnPages):
         context["connect_url"] = self.url_name("connect")
         return super().render_change_form(request, context, *args, **kwargs)
 
+    @about_a_row
     def connect_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """Say what will happen, and on POST go to the provider."""
         credential = self._credential(request, object_id)
@@ -87,6 +88,7 @@ class ConnectPage(OwnPages):
         return self.page(request, credential, "admin/mailpool/connect.html", context)
 
     @as_user
+    @about_a_row
     def connected_view(self, request: HttpRequest) -> HttpResponseBase:
         """The provider sends people back to here, with a code or an error in the URL."""
         answer = _take_answer(request)
@@ -119,7 +121,7 @@ class ConnectPage(OwnPages):
         if not self.has_change_permission(request, credential):
             raise PermissionDenied
         if not self.may_connect(request, credential):
-            raise Http404(gettext("This account is not one that is connected."))
+            raise NoPage(object_id, gettext("This account is not one that is connected."))
         return credential
 
     def _go(self, request: HttpRequest, credential: Credential) -> HttpResponseRedirect:

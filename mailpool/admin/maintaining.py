@@ -9,7 +9,7 @@ from django import forms
 from django.contrib import messages
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
-from django.http import Http404, HttpRequest
+from django.http import HttpRequest
 from django.http.response import HttpResponseBase, HttpResponseNotAllowed, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
@@ -19,7 +19,7 @@ from django.utils.translation import gettext_lazy as _
 from mailpool import maintenance, overview
 from mailpool.admin.acting import as_user
 from mailpool.admin.connections import ConnectionsPage
-from mailpool.admin.pages import OwnPages
+from mailpool.admin.pages import NoPage, OwnPages, about_a_row
 from mailpool.models import MailServer
 from mailpool.moments import moment
 
@@ -70,6 +70,7 @@ class MaintenancePages(ConnectionsPage, OwnPages):
         return self.may_view_connections(request) and self.may_close_connections(request)
 
     @as_user
+    @about_a_row
     def reset_view(self, request: HttpRequest, object_id: str | None = None) -> HttpResponseBase:
         """Ask, then leave behind all connections of one server or of all of them."""
         if not self.may_reset(request):
@@ -78,7 +79,7 @@ class MaintenancePages(ConnectionsPage, OwnPages):
         if object_id is not None:
             server = self.get_object(request, unquote(object_id))
             if server is None:
-                raise Http404(gettext("There is no such entry. Perhaps it was deleted."))
+                raise NoPage(object_id)
         if request.method == "POST":
             maintenance.reset(server)
             if server is not None:
@@ -98,6 +99,7 @@ class MaintenancePages(ConnectionsPage, OwnPages):
         return self.page(request, server, TEMPLATE, context)
 
     @as_user
+    @about_a_row
     def pause_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """Ask for how long, say what comes of it, then pause the server."""
         server = self.row(request, object_id, PAUSE_PERMISSION)
@@ -112,6 +114,7 @@ class MaintenancePages(ConnectionsPage, OwnPages):
         return self.page(request, server, TEMPLATE, context)
 
     @as_user
+    @about_a_row
     def resume_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """End the pause, with one click."""
         server = self.row(request, object_id, PAUSE_PERMISSION)

@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool import relocation
 from mailpool.admin.acting import as_user
-from mailpool.admin.pages import OwnPages
+from mailpool.admin.pages import OwnPages, about_a_row
 from mailpool.models import MailServer
 
 PERMISSION = "mailpool.move_mailserver"
@@ -68,6 +68,7 @@ class MovePage(OwnPages):
         return super().render_change_form(request, context, *args, **kwargs)
 
     @as_user
+    @about_a_row
     def move_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """Ask for the address, then for a confirmation that names the consequence."""
         server = self.row(request, object_id, PERMISSION)

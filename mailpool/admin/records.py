@@ -16,8 +16,9 @@ from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db import connections, models
 from django.db.models import QuerySet
-from django.http import Http404, HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.dateparse import parse_date
 from django.utils.html import format_html
@@ -375,12 +376,14 @@ class DeliveryRecordAdmin(PlainAnswers, admin.ModelAdmin):  # type: ignore[type-
         object_id: str,
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
-    ) -> TemplateResponse:
+    ) -> HttpResponse:
         record = self.get_object(request, unquote(object_id))
-        if record is None:
-            raise Http404(gettext("There is no such record. Perhaps it was removed by its age."))
         if not self.has_view_permission(request, record):
             raise PermissionDenied
+        if record is None:
+            text = gettext("There is no such record. Perhaps it was removed by its age.")
+            self.message_user(request, text, messages.WARNING)
+            return HttpResponseRedirect(reverse("admin:index", current_app=self.admin_site.name))
         request.current_app = self.admin_site.name
         attempts: Sequence[tuple[DeliveryRecord, str]] = ()
         if record.message_id:

@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool import verification
 from mailpool.admin.acting import as_user
-from mailpool.admin.pages import OwnPages, admin_url
+from mailpool.admin.pages import OwnPages, about_a_row, admin_url
 from mailpool.models import Credential, MailServer
 from mailpool.moments import moment
 from mailpool.validators import validate_from_address
@@ -112,6 +112,7 @@ class Verification(OwnPages):
         return None
 
     @as_user
+    @about_a_row
     def verify_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """The steps of a verification, run on POST."""
         row = self.row(request, object_id, self.verify_permission)
@@ -132,6 +133,7 @@ class Verification(OwnPages):
         return self.page(request, row, "admin/mailpool/verify.html", context)
 
     @as_user
+    @about_a_row
     def send_test_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """A real message to an address of one's choice, sent on POST."""
         row = self.row(request, object_id, self.verify_permission)
