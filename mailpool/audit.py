@@ -23,6 +23,7 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool import conf
 from mailpool.events import event
+from mailpool.moments import plain_moment
 from mailpool.text import one_line
 
 logger = logging.getLogger("mailpool.audit")
@@ -154,9 +155,8 @@ class AuditEntry(models.Model):
 
     @property
     def local_time(self) -> str:
-        """When it was, in the time zone that is active; as commands write it."""
-        when = self.when if timezone.is_naive(self.when) else timezone.localtime(self.when)
-        return f"{when:%Y-%m-%d %H:%M:%S}"
+        """When it was, in the time zone that is active, which it names; as commands write it."""
+        return plain_moment(self.when, seconds=True)
 
     @property
     def about(self) -> str:

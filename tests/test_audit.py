@@ -781,7 +781,7 @@ def test_the_command_shows_the_newest_first(bob):
     assert status == 0
     head, _line, first, second = text.splitlines()
     assert head.split() == ["Time", "Action", "By", "Way", "Tenant", "About", "Details"]
-    assert first.split()[2:] == ["disabled", "alice", "form", "bob", "bob", "@", "Main"]
+    assert first.split()[3:] == ["disabled", "alice", "form", "bob", "bob", "@", "Main"]
     assert second.endswith("(a process)  code  bob     bob @ Main  priority: 10 → 3")
 
 

@@ -10,38 +10,28 @@ from uuid import UUID
 
 from django.apps import apps
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError
 from django.db.models import QuerySet
 
 from mailpool import audit, conf
 from mailpool.exceptions import MailpoolError
+from mailpool.management.terminal import TerminalCommand
 from mailpool.models import Credential, MailServer
-from mailpool.text import one_line
-
-INTERRUPTED = 130  # what shells make of a process that Ctrl-C ended
+from mailpool.text import is_unicode, one_line
 
 EXIT_STATUS = "Exit status: 0 if all is well, 1 if something needs attention."
 
 
-class MailpoolCommand(BaseCommand):
-    """A command whose expected errors are one line in plain words, never a traceback.
+class MailpoolCommand(TerminalCommand):
+    """A command whose expected errors are one line in plain words, never a traceback."""
 
-    So is Ctrl-C on the command line; who calls the command from Python gets what Python raises.
-    """
-
-    interrupted = "Interrupted."
-    """What to say then: of what there is already, and how to go on."""
-
-    def run_from_argv(self, argv: list[str]) -> None:
-        try:
-            super().run_from_argv(argv)
-        except KeyboardInterrupt:
-            sys.stderr.write(f"\n{self.interrupted}\n")
-            sys.exit(INTERRUPTED)
+    paths: tuple[str, ...] = ()
+    """Options that name files, which may be called anything."""
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         name = type(self).__module__.rpartition(".")[2]
+        self._refuse_what_is_no_text(options)
         try:
             with audit.acting(None, name):
                 return super().execute(*args, **options)
@@ -51,6 +41,16 @@ class MailpoolCommand(BaseCommand):
             raise CommandError(
                 f"The database does not answer as expected: {error}. Has 'migrate' been run?"
             ) from error
+
+    def _refuse_what_is_no_text(self, options: dict[str, Any]) -> None:
+        """No database takes it: bytes of the command line that are not in its encoding."""
+        for name, value in options.items():
+            texts = value if isinstance(value, list) else [value]
+            if name not in self.paths and any(
+                isinstance(text, str) and not is_unicode(text) for text in texts
+            ):
+                option = f"--{name.replace('_', '-')}"
+                raise CommandError(f"{option} is no text: it has bytes that are not UTF-8.")
 
     def print_json(self, value: Any) -> None:
         self.stdout.write(json.dumps(value, indent=2, default=str))
@@ -67,7 +67,7 @@ class MailpoolCommand(BaseCommand):
 
     def progress(self, text: str, *, done: bool = False) -> None:
         """One line that is written over, where somebody looks at it."""
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             self.stderr.write(f"\r{one_line(text)}\033[K", ending="\n" if done else "")
 
     def exit_with(self, problems: bool) -> None:

@@ -17,6 +17,7 @@ from django.utils.translation import gettext_lazy as _
 from mailpool import conf
 from mailpool.models.credentials import Credential
 from mailpool.models.servers import MailServer
+from mailpool.moments import plain_moment
 
 # A key is the microseconds since 1970 and so many random bits. 63 bits last until the year 2112.
 RANDOM_BITS = 11
@@ -187,9 +188,8 @@ class DeliveryRecord(models.Model):
 
     @property
     def local_time(self) -> str:
-        """When it was, in the time zone that is active; as commands write it."""
-        when = timezone.localtime(self.when) if settings.USE_TZ else self.when
-        return f"{when:%Y-%m-%d %H:%M:%S}"
+        """When it was, in the time zone that is active, which it names; as commands write it."""
+        return plain_moment(self.when, seconds=True)
 
 
 class DeliveryRecipient(models.Model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, time
+from datetime import UTC, datetime, time
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from django.utils.dateparse import parse_date, parse_datetime
 from mailpool import audit, conf
 from mailpool.audit import AuditEntry
 from mailpool.management.base import MailpoolCommand, find_tenant
+from mailpool.moments import plain_moment
 
 SHOWN = 100
 
@@ -79,7 +80,7 @@ class Command(MailpoolCommand):
             self.print_json(result)
         else:
             would = "would be removed" if dry_run else "removed"
-            self.stdout.write(f"{removed} entries from before {before:%Y-%m-%d %H:%M %Z} {would}.")
+            self.stdout.write(f"{removed} entries from before {plain_moment(before)} {would}.")
 
     def _print(self, entries: QuerySet[AuditEntry], limit: int) -> None:
         found = list(entries[: limit + 1])
@@ -135,8 +136,12 @@ def _time(option: str, text: str) -> datetime:
         found = None
     if found is None:
         raise CommandError(f"{option} {text!r} is no date or time, such as 2026-01-31.")
-    if settings.USE_TZ and timezone.is_naive(found):
-        return timezone.make_aware(found)
+    try:
+        if settings.USE_TZ:
+            found = timezone.make_aware(found) if timezone.is_naive(found) else found
+            found = timezone.localtime(found.astimezone(UTC))  # databases want the one, people both
+    except OverflowError:
+        raise CommandError(f"{option} {text!r} is no time that a database can have.") from None
     return found
 
 

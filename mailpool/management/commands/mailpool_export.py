@@ -19,6 +19,9 @@ class Command(MailpoolCommand):
         "receiving site makes it with mailpool_generate_key --transfer. " + EXIT_STATUS
     )
 
+    paths = ("output", "public_key")
+    escapes = False  # another file would read the escape as a name
+
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--format", choices=FORMATS, help="Without it: by the name, else csv.")
         parser.add_argument(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from mailpool.conf import KEYS_VARIABLE
 from mailpool.exceptions import SecretError
+from mailpool.management.terminal import TerminalCommand
 from mailpool.vault import generate_key
 
 
-class Command(BaseCommand):
+class Command(TerminalCommand):
     help = (
         "Print a new encryption key. The key alone goes to standard output, so it can be piped "
         "into a file or a secret manager."
@@ -32,7 +33,7 @@ class Command(BaseCommand):
             self._make_pair(options["transfer"])
             return
         self.stdout.write(generate_key())
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             self.stderr.write(
                 f"Put it in front of the keys in {KEYS_VARIABLE} (or ENCRYPTION_KEYS), keep the "
                 "older ones, and run mailpool_rotate_keys. Whoever has it can read all passwords: "

@@ -22,6 +22,7 @@ class Command(MailpoolCommand):
         "line. Try it with --dry-run, and delete a file with passwords afterwards. Exit status: 0 "
         "if the whole file is right, 1 if something is wrong with it."
     )
+    paths = ("file", "private_key")
     interrupted = "Interrupted. Run it with --dry-run to see what is not imported."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -135,6 +136,8 @@ class Command(MailpoolCommand):
 def _bytes(path: str) -> bytes:
     try:
         if path == "-":
+            if sys.stdin is None:
+                raise CommandError("Standard input is closed.")
             return sys.stdin.buffer.read(MAX_BYTES + 1)
         with open(path, "rb") as file:
             return file.read(MAX_BYTES + 1)

@@ -119,10 +119,11 @@ def _read(variable: str) -> dict[str, Any]:
         raise _unreadable(variable)
     username = found.get("EMAIL_HOST_USER") or ""
     password = found.get("EMAIL_HOST_PASSWORD") or ""
-    if not (can_be_a_name(username) and can_be_a_password(password)):
+    names = f"{found['EMAIL_HOST']}{username}"
+    if not (can_be_a_name(names) and can_be_a_password(password)):
         raise CommandError(
-            f"There is a control character, or one that is not UTF-8, in the username or the "
-            f"password of {variable}. Special characters have to be percent-encoded."
+            f"There is a control character, or one that is not UTF-8, in the host, the username "
+            f"or the password of {variable}. Special characters have to be percent-encoded."
         )
     if found.get("EMAIL_USE_SSL"):
         security = "tls"
@@ -153,11 +154,11 @@ def _store_server(
     server = MailServer.objects.filter(usable, **where).order_by("pk").first()
     if server is not None:
         return server, False
-    name = name or account["host"]
-    if MailServer.objects.filter(name=name).exists():
+    server = MailServer(name=name or account["host"], **where)
+    server.clean_fields()  # before it is looked for
+    if MailServer.objects.filter(name=server.name).exists():
         # The same host is known with another port or security.
-        name = f"{name}:{account['port']}"
-    server = MailServer(name=name, **where)
+        server.name = f"{server.name}:{account['port']}"
     server.full_clean()
     server.save()
     return server, True

@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from mailpool import conf, recording, summaries
 from mailpool.management.base import MailpoolCommand
+from mailpool.moments import plain_moment
 
 MOST_DAYS = 36500
 
@@ -62,7 +63,7 @@ class Command(MailpoolCommand):
             return
         if before:
             would = "would be removed" if options["dry_run"] else "removed"
-            self.stdout.write(f"{removed} records from before {before:%Y-%m-%d %H:%M} {would}.")
+            self.stdout.write(f"{removed} records from before {plain_moment(before)} {would}.")
         if summed or not before:
             self.stdout.write(f"{summed} records summed up.")
 

@@ -114,7 +114,7 @@ class Command(MailpoolCommand):
     def _confirm(self, word: str) -> None:
         try:
             answer = input(f"\nThere is no way back. Type {word} to go on: ")
-        except EOFError:
+        except (EOFError, RuntimeError):  # the latter if standard input is closed
             self.stdout.write("")  # the question's line ends here
             raise CommandError(
                 "Nobody is there to confirm it, and nothing was changed. Add --no-input."

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from argparse import ArgumentTypeError
-from datetime import datetime
 from typing import Any
 
 from django.apps import apps
 from django.core.management.base import CommandParser
 from django.db import close_old_connections
+from django.utils import timezone
 
 from mailpool import conf, delivery, marker, overview, ownership, rotation
 from mailpool.management.base import EXIT_STATUS, MailpoolCommand, tenant_name
+from mailpool.management.terminal import write_nowhere
 from mailpool.models import Credential, MailServer
+from mailpool.moments import plain_moment
 from mailpool.vault import get_keyring
 
 MOST_SENDERS = 20  # that are named
@@ -127,7 +127,7 @@ class Command(MailpoolCommand):
                 else:
                     if self.stdout.isatty():
                         self.stdout.write("\033[H\033[2J", ending="")
-                    self.stdout.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}")
+                    self.stdout.write(plain_moment(timezone.now(), seconds=True))
                     self._print_connections(overview.processes())
                     self.stdout.write("")
                 self.stdout.flush()
@@ -136,8 +136,7 @@ class Command(MailpoolCommand):
         except KeyboardInterrupt:
             pass
         except BrokenPipeError:
-            # The interpreter would try to write the rest, and complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            write_nowhere()
 
     def _print_senders(self, count: int, first: list[dict[str, str]]) -> None:
         if not count:
