@@ -8,6 +8,11 @@ import re
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LINE_ENDS = re.compile("[\0\r\n\ud800-\udfff]")
+# What ends a line, turns the direction of writing, or can't be seen at all. The joiners and marks
+# of direction that names in some scripts are written with (U+200C to U+200F) are none of these.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 def can_be_a_name(text: str) -> bool:
@@ -15,6 +20,11 @@ def can_be_a_name(text: str) -> bool:
     could begin another command or answer.
     """
     return _CONTROLS.search(text) is None
+
+
+def can_be_shown(text: str) -> bool:
+    """Whether people see on one line what it is, and not something else."""
+    return _UNSEEN.search(text) is None
 
 
 def can_be_a_password(text: str) -> bool:

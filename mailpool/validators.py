@@ -14,10 +14,22 @@ from django.utils.translation import gettext_lazy as _
 
 from mailpool.addresses import Mailbox, parse_mailbox
 from mailpool.exceptions import InvalidMessage
+from mailpool.text import can_be_shown
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 # No top-level domain looks like that, and resolvers take it for an address: 0x7f.1 is 127.0.0.1.
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+
+
+def validate_name(value: str) -> None:
+    """What something is called, in lists, logs and on terminals: on one line, and as it looks."""
+    if not can_be_shown(value):
+        raise ValidationError(
+            _(
+                "There is a line break or a character that can't be seen in it, such as a control "
+                "character. Type it again."
+            )
+        )
 
 
 def validate_host(value: str) -> None:

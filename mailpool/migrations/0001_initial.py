@@ -30,7 +30,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
                 ('slug', models.SlugField(help_text="The short name that code uses: use_tenant('acme').", max_length=100, unique=True, verbose_name='slug')),
-                ('name', models.CharField(max_length=200, verbose_name='name')),
+                ('name', models.CharField(max_length=200, validators=[mailpool.validators.validate_name], verbose_name='name')),
                 ('is_active', models.BooleanField(default=True, help_text='An inactive tenant sends nothing.', verbose_name='active')),
             ],
             options={
@@ -56,7 +56,7 @@ class Migration(migrations.Migration):
             name='OAuthClient',
             fields=[
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('name', models.CharField(help_text='What operators call it.', max_length=100, unique=True, verbose_name='name')),
+                ('name', models.CharField(help_text='What operators call it.', max_length=100, unique=True, validators=[mailpool.validators.validate_name], verbose_name='name')),
                 ('provider', models.CharField(choices=[('google', 'Google'), ('google_service', 'Google Workspace, by a service account'), ('microsoft', 'Microsoft 365'), ('microsoft_app', 'Microsoft 365, by the application itself (app-only)'), ('other', 'Another provider')], default='other', help_text='Addresses and scopes that are left empty below are filled in for it.', max_length=20, verbose_name='provider')),
                 ('authorization_url', models.CharField(blank=True, help_text='Where people allow this site to send. Not for app-only access and service accounts.', max_length=500, validators=[mailpool.validators.validate_provider_url], verbose_name='authorization URL')),
                 ('token_url', models.CharField(blank=True, help_text='Where tokens come from. App-only at Microsoft 365: https://login.microsoftonline.com/…/oauth2/v2.0/token with the directory (tenant) ID.', max_length=500, validators=[mailpool.validators.validate_provider_url], verbose_name='token URL')),
@@ -193,7 +193,7 @@ class Migration(migrations.Migration):
             name='MailServer',
             fields=[
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('name', models.CharField(help_text='What operators call this server.', max_length=100, unique=True, verbose_name='name')),
+                ('name', models.CharField(help_text='What operators call this server.', max_length=100, unique=True, validators=[mailpool.validators.validate_name], verbose_name='name')),
                 ('host', models.CharField(help_text="Host name as in the server's certificate, for example smtp.example.com.", max_length=253, validators=[mailpool.validators.validate_host], verbose_name='host')),
                 ('port', models.PositiveIntegerField(default=587, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(65535)], verbose_name='port')),
                 ('security', models.CharField(choices=[('starttls', 'STARTTLS (usually port 587)'), ('tls', 'Implicit TLS (usually port 465)'), ('plain', 'None: clear text (this machine only, if there is a login)')], default='starttls', help_text='Encryption of the connection. Once chosen it is required: mailpool never falls back to clear text.', max_length=10, verbose_name='security')),

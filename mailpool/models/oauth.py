@@ -15,7 +15,7 @@ from mailpool.models.servers import MailServer
 from mailpool.presets import preset
 from mailpool.secret import Secret
 from mailpool.service_accounts import is_same_host, read_key
-from mailpool.validators import validate_provider_url
+from mailpool.validators import validate_name, validate_provider_url
 from mailpool.vault import EncryptedQuerySet, EncryptedTextField, note_written
 
 
@@ -35,7 +35,11 @@ class OAuthClient(Audited):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     name = models.CharField(
-        _("name"), max_length=100, unique=True, help_text=_("What operators call it.")
+        _("name"),
+        max_length=100,
+        unique=True,
+        validators=[validate_name],
+        help_text=_("What operators call it."),
     )
     provider = models.CharField(
         _("provider"),

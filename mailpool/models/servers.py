@@ -17,11 +17,13 @@ from mailpool.changes import Audited, AuditedQuerySet
 from mailpool.exceptions import ServerNotAllowed
 from mailpool.guard import Guard
 from mailpool.models.scopes import scope_of
+from mailpool.moments import plain_moment
 from mailpool.validators import (
     is_loopback,
     literal_addresses,
     validate_ca_certificate,
     validate_host,
+    validate_name,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +85,11 @@ class MailServer(Audited):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     name = models.CharField(
-        _("name"), max_length=100, unique=True, help_text=_("What operators call this server.")
+        _("name"),
+        max_length=100,
+        unique=True,
+        validators=[validate_name],
+        help_text=_("What operators call this server."),
     )
     tenant = models.ForeignKey(
         conf.tenant_model(),
@@ -282,11 +288,8 @@ class MailServer(Audited):
     @property
     def paused_text(self) -> str:
         """Until when, for errors and commands, which say the time zone."""
-        until = self.paused_until
-        assert until is not None
-        if timezone.is_aware(until):
-            until = timezone.localtime(until)
-        return f"{until:%Y-%m-%d %H:%M %Z}".strip()
+        assert self.paused_until is not None
+        return plain_moment(self.paused_until)
 
     def is_open_to(self, credential: Credential) -> bool:
         """Whether *credential* may use it: everybody may, or those of its own tenant."""

@@ -8,6 +8,7 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from mailpool import conf
+from mailpool.validators import validate_name
 
 
 class Tenant(models.Model):
@@ -20,7 +21,7 @@ class Tenant(models.Model):
         unique=True,
         help_text=_("The short name that code uses: use_tenant('acme')."),
     )
-    name = models.CharField(_("name"), max_length=200)
+    name = models.CharField(_("name"), max_length=200, validators=[validate_name])
     is_active = models.BooleanField(
         _("active"), default=True, help_text=_("An inactive tenant sends nothing.")
     )

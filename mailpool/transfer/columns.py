@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any, cast
 
 from django.apps import apps
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils.translation import gettext as _
 
@@ -17,6 +18,7 @@ from mailpool.models import Credential, MailServer
 from mailpool.secret import Secret
 from mailpool.text import is_unicode
 from mailpool.transfer.problems import shown
+from mailpool.validators import validate_name
 
 # What a row is about; without the column it is an account.
 TENANT, SERVER, ACCOUNT = RECORDS = ("tenant", "server", "account")
@@ -70,8 +72,11 @@ class Column:
             # No database stores half a character, and PostgreSQL no NUL.
             if "\0" in text or not is_unicode(text):
                 raise ValueError(_("It has a character that no text can have."))
-        elif not text.isprintable():
-            raise ValueError(_("It has a line break or another control character. Remove it."))
+        else:
+            try:
+                validate_name(text)
+            except ValidationError as error:
+                raise ValueError(error.message) from None
         choices = [value for value, _label in _choices(field)]
         if text and choices and text not in choices:
             known = ", ".join(str(value) for value in choices if value)
