@@ -118,7 +118,7 @@ def _with_our_keys(stored: QuerySet[Credential], wanted: bool) -> QuerySet[Crede
     """Those of *stored* whose secrets are all under keys that there are; or the others."""
     keys = {f"{name}_key": key_id_of(name) for name in _SECRETS}
     ours = Q(**{f"{name}__in": ["", *get_keyring().key_ids] for name in keys})
-    return stored.alias(**keys).filter(ours if wanted else ~ours)
+    return stored.order_by().alias(**keys).filter(ours if wanted else ~ours)
 
 
 def _opens(credential: Credential) -> bool:
