@@ -17,7 +17,7 @@ from django.db import connections
 from django.db.models import AutoField, Field, Model, QuerySet
 
 if TYPE_CHECKING:
-    from mailpool.postgres_insert import PostgresInsert
+    from mailpool.kept import KeptInsert, KeptSelect
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,9 @@ class Prepared:
     converted: dict[int, Any]
     """Positions in a row of what the backend or the field converts."""
 
+    kept: KeptSelect | None
+    """A quicker way, where there is one."""
+
     _chains: WeakKeyDictionary[Any, list[tuple[int, Any, Any]]] = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
     )
@@ -78,8 +81,10 @@ class Prepared:
             value = self.parameter.get_prep_value(value)
             parameters = [self.parameter.get_db_prep_value(value, connection, prepared=True)]
         with connection.cursor() as cursor:
-            cursor.execute(self.sql, parameters)
-            found = cursor.fetchall()
+            found = self.kept.fetch(connection, cursor, parameters) if self.kept else None
+            if found is None:
+                cursor.execute(self.sql, parameters)
+                found = cursor.fetchall()
         converters = self._chains.get(connection)
         if converters is None:
             converters = self._chains[connection] = [
@@ -133,7 +138,26 @@ def prepare(queryset: QuerySet[Any], column: Field[Any, Any] | None, value: Any)
             for position, (expression, _, _) in enumerate(select)
             if _converters(expression, connection)
         },
+        kept=_kept_select(connection, sql, len(expected)),
     )
+
+
+def _kept(connection: Any) -> Any:
+    """The module, where the database is PostgreSQL and its driver is psycopg 3."""
+    if connection.vendor != "postgresql":
+        return None
+    try:
+        from mailpool import kept
+    except ImportError:
+        return None
+    return kept
+
+
+def _kept_select(connection: Any, sql: str, parameters: int) -> KeptSelect | None:
+    kept = _kept(connection)
+    if not kept or parameters > 1 or sql.count("%") != parameters:
+        return None
+    return kept.KeptSelect(sql.replace("%s", "$1"))  # type: ignore[no-any-return]
 
 
 def _converters(expression: Any, connection: Any) -> list[Callable[..., Any]]:
@@ -157,7 +181,7 @@ class PreparedInsert:
     from_json: str
     """Instead of the rows where there are several; empty where the database has no such thing."""
 
-    of_one: PostgresInsert | None
+    of_one: KeptInsert | None
     """A quicker way for one row, where there is one."""
 
     def execute(self, rows: Sequence[Sequence[Any]], *, alone: bool = False) -> None:
@@ -204,11 +228,9 @@ def prepare_insert(using: str, model: type[Model]) -> PreparedInsert:
     from_json, of_one = "", None
     if connection.vendor == "postgresql":
         from_json = f"SELECT {columns} FROM json_populate_recordset(NULL::{table}, %s)"  # noqa: S608
-        if connection.Database.__name__ == "psycopg":  # version 3, as far as Django supports it
-            from mailpool.postgres_insert import PostgresInsert
-
-            places = ", ".join(f"${number}" for number in range(1, len(fields) + 1))
-            of_one = PostgresInsert(f"{into}VALUES ({places}) RETURNING {_DO_NOT_WAIT}")
+        places = ", ".join(f"${number}" for number in range(1, len(fields) + 1))
+        if kept := _kept(connection):
+            of_one = kept.KeptInsert(f"{into}VALUES ({places}) RETURNING {_DO_NOT_WAIT}")
     most = connection.features.max_query_params
     return PreparedInsert(
         using=using,

@@ -1,4 +1,4 @@
-"""Rows that PostgreSQL has parsed the INSERT of: the same rows, and never one less."""
+"""Statements that PostgreSQL keeps: the same rows, and never one less."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from datetime import UTC, datetime
 
 import pytest
 from django.core.mail import EmailMessage
-from django.db import DataError, connection, transaction
+from django.db import DataError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from mailpool.backends import EmailBackend
-from mailpool.models import DeliveryRecord
+from mailpool.kept import AFTER, KeptSelect
+from mailpool.models import Credential, DeliveryRecord
 from mailpool.models.records import make_key
-from mailpool.postgres_insert import AFTER
 from mailpool.recording import _statement
+from mailpool.routing import _prepared_rows
+from tests.test_prepared import everything
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -68,12 +70,13 @@ def rows():
         return [list(row) for row in cursor.fetchall()]
 
 
-def executions():
+def executions(what="INSERT"):
     """How often what PostgreSQL has prepared was executed on this connection."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT generic_plans + custom_plans FROM pg_prepared_statements "
-            "WHERE name LIKE 'mailpool%%'"
+            "WHERE name LIKE 'mailpool%%' AND statement LIKE %s",
+            [f"%{what} %"],
         )
         return cursor.fetchone()
 
@@ -144,7 +147,7 @@ def test_a_pooler_that_hands_connections_on(prepared, caplog):
         cursor.execute(f"PREPARE {name} AS SELECT {places}")
         write(times=2)
     assert len(rows()) == AFTER + 1 + 3
-    assert executions() == (0,)
+    assert executions("SELECT") == (0,)
     connection.close()
     write(times=AFTER + 1)
     assert executions() == (1,)
@@ -191,24 +194,29 @@ def test_in_a_transaction_it_stands_or_falls_with_it(prepared):
     assert len(rows()) == before
 
 
-def test_a_schema_that_is_chosen_before_each_query(prepared, monkeypatch):
+@pytest.mark.parametrize("how", ["by a backend", "by a tool"])
+def test_a_schema_that_is_chosen_before_each_query(prepared, monkeypatch, how):
     """As backends do that keep each customer in a schema of its own."""
     with connection.cursor() as cursor:
         cursor.execute("CREATE SCHEMA elsewhere")
         cursor.execute(
             "CREATE TABLE elsewhere.mailpool_deliveryrecord (LIKE public.mailpool_deliveryrecord)"
         )
-    make_cursor = connection._cursor
-    chosen = ["elsewhere"]
+    ours, chosen = connections["default"], ["elsewhere"]
+    make_cursor = ours._cursor
 
-    def choose(name=None):
+    def choose(*args):
         with make_cursor() as cursor:
             cursor.execute(f"SET search_path TO {chosen[0]}, public")
-        return make_cursor(name)
+        return make_cursor()
 
     try:
         here = rows()
-        monkeypatch.setattr(connection, "_cursor", choose)
+        if how == "by a backend":
+            backend = type("Backend", (type(ours),), {"_cursor": choose})
+            monkeypatch.setattr(ours, "__class__", backend)
+        else:
+            monkeypatch.setattr(ours, "_cursor", choose)
         write()
         assert len(rows()) == 1
         assert executions() == (2,)
@@ -228,6 +236,82 @@ def test_what_the_database_refuses_is_said_as_ever(prepared):
         write(values(outcome="longer than the column"))
     write()
     assert len(rows()) == before + 1
+
+
+# The query that finds an account
+
+
+@pytest.fixture
+def accounts(fresh_connection, make_credential, mail_host):
+    """A tenant's rows, as often as they are asked for."""
+    ours = [make_credential(mail_host, "bob"), make_credential(mail_host, "mary")]
+
+    def find(slug="bob", times=1):
+        for _ in range(times):
+            found = _prepared_rows("slug", slug)
+        return found
+
+    find.ours = ours
+    return find
+
+
+def test_the_same_accounts_as_in_djangos_way(accounts):
+    djangos = accounts(times=AFTER)
+    assert executions("SELECT") is None
+    assert everything(*accounts()) == everything(*djangos)
+    assert executions("SELECT") == (1,)
+    assert [each.username for each in accounts("mary")] == ["mary"]
+    assert accounts("nobody") == []
+    Credential.objects.filter(username="bob").update(username="robert")
+    assert [each.username for each in accounts("bob")] == ["robert"]
+    assert executions("SELECT") == (4,)
+
+
+def test_the_sites_own_account(accounts, make_credential, mail_host):
+    own = make_credential(mail_host, tenant=None, username="own")
+    for _ in range(AFTER + 2):
+        assert _prepared_rows("pk", None) == [own]
+    assert executions("SELECT") == (2,)
+
+
+def test_accounts_behind_a_pooler(accounts):
+    accounts(times=AFTER + 1)
+    with connection.cursor() as cursor:
+        cursor.execute("DEALLOCATE ALL")
+    assert accounts(times=3) == accounts.ours[:1]
+    assert executions("SELECT") is None
+
+
+def test_accounts_in_a_transaction_are_asked_for_in_djangos_way(accounts):
+    accounts(times=AFTER + 1)
+    with transaction.atomic():
+        Credential.objects.filter(username="bob").update(username="robert")
+        assert [each.username for each in accounts()] == ["robert"]
+    assert executions("SELECT") == (1,)
+
+
+def test_values_that_the_server_binds(accounts):
+    """EXECUTE can't be given any."""
+    other = connections["default"].copy()
+    other.settings_dict["OPTIONS"] = {"server_side_binding": True}
+    kept = KeptSelect("SELECT username FROM mailpool_credential WHERE username = $1")
+    with other.cursor() as cursor:
+        for _ in range(AFTER + 1):
+            assert kept.fetch(other, cursor, ["bob"]) is None
+    other.close()
+
+
+def test_columns_that_change_below(accounts):
+    """A migration while processes run."""
+    accounts(times=AFTER + 1)
+    change = "ALTER TABLE mailpool_credential ALTER COLUMN username TYPE varchar(%s)"
+    with connection.cursor() as cursor:
+        cursor.execute(change, [400])
+        try:
+            assert accounts() == accounts.ours[:1]
+            assert executions("SELECT") == (1,)
+        finally:
+            cursor.execute(change, [255])
 
 
 @pytest.mark.parametrize("text", ["before\0after", "half \ud83c"])
