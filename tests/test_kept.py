@@ -145,8 +145,8 @@ def test_a_pooler_that_hands_connections_on(prepared, caplog):
         # It is not asked for again, whatever may be there by then.
         places = ", ".join(f"${number}::text" for number in range(1, len(values()) + 1))
         cursor.execute(f"PREPARE {name} AS SELECT {places}")
-        write(times=2)
-    assert len(rows()) == AFTER + 1 + 3
+        write(times=AFTER + 2)
+    assert len(rows()) == AFTER + 1 + 1 + AFTER + 2
     assert executions("SELECT") == (0,)
     connection.close()
     write(times=AFTER + 1)
@@ -277,9 +277,13 @@ def test_the_sites_own_account(accounts, make_credential, mail_host):
 def test_accounts_behind_a_pooler(accounts):
     accounts(times=AFTER + 1)
     with connection.cursor() as cursor:
+        cursor.execute("SELECT name FROM pg_prepared_statements WHERE name LIKE 'mailpool%%'")
+        (name,) = cursor.fetchone()
         cursor.execute("DEALLOCATE ALL")
-    assert accounts(times=3) == accounts.ours[:1]
-    assert executions("SELECT") is None
+        assert accounts() == accounts.ours[:1]
+        cursor.execute(f"PREPARE {name} (text) AS SELECT $1 WHERE false")
+    assert accounts(times=AFTER + 2) == accounts.ours[:1]
+    assert executions("SELECT") == (0,)
 
 
 def test_accounts_in_a_transaction_are_asked_for_in_djangos_way(accounts):
@@ -298,6 +302,8 @@ def test_values_that_the_server_binds(accounts):
     with other.cursor() as cursor:
         for _ in range(AFTER + 1):
             assert kept.fetch(other, cursor, ["bob"]) is None
+        cursor.execute("SELECT count(*) FROM pg_prepared_statements")
+        assert cursor.fetchone() == (0,)
     other.close()
 
 
