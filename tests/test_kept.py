@@ -14,12 +14,14 @@ from django.db import DataError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from mailpool.backends import EmailBackend
-from mailpool.kept import AFTER, KeptSelect
 from mailpool.models import Credential, DeliveryRecord
 from mailpool.models.records import make_key
 from mailpool.recording import _statement
 from mailpool.routing import _prepared_rows
 from tests.test_prepared import everything
+
+kept = pytest.importorskip("mailpool.kept", reason="needs psycopg")
+AFTER = kept.AFTER
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -302,10 +304,10 @@ def test_values_that_the_server_binds(accounts):
     """EXECUTE can't be given any."""
     other = connections["default"].copy()
     other.settings_dict["OPTIONS"] = {"server_side_binding": True}
-    kept = KeptSelect("SELECT username FROM mailpool_credential WHERE username = $1")
+    select = kept.KeptSelect("SELECT username FROM mailpool_credential WHERE username = $1")
     with other.cursor() as cursor:
         for _ in range(AFTER + 1):
-            assert kept.fetch(other, cursor, ["bob"]) is None
+            assert select.fetch(other, cursor, ["bob"]) is None
         cursor.execute("SELECT count(*) FROM pg_prepared_statements")
         assert cursor.fetchone() == (0,)
     other.close()
