@@ -13,7 +13,7 @@ from django.db.models import RestrictedError
 
 from mailpool.backends import EmailBackend
 from mailpool.exceptions import NoRoute
-from mailpool.models import SERVER_BOUNDS, Credential, MailServer, Sender, Tenant
+from mailpool.models import SERVER_BOUNDS, Credential, MailServer, OAuthClient, Sender, Tenant
 from mailpool.routing import Router
 from mailpool.validators import is_loopback, normalize_sender, validate_host
 from tests.factories import CredentialFactory, MailServerFactory, SenderFactory, TenantFactory
@@ -128,6 +128,35 @@ def test_username_and_password_go_together(fields, where):
     with pytest.raises(ValidationError) as caught:
         Credential(server=MailServerFactory(), **fields).full_clean()
     assert set(caught.value.message_dict) == {where}
+
+
+def test_a_password_has_a_longest_length_that_none_comes_near():
+    row = Credential(server=MailServerFactory(), username="x", password="x" * 4096)
+    row.full_clean()
+    row.password = long = "x" * 4097
+    with pytest.raises(ValidationError) as caught:
+        row.full_clean()
+    assert caught.value.message_dict == {
+        "password": ["This is too long: it may have up to 4096 characters. Copy it again."]
+    }
+    assert long not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "most"), [("client_secret", 4096), ("private_key", 32768)])
+def test_secrets_of_an_oauth_client_have_one_as_well(name, most):
+    client = OAuthClient(name="x", client_id="x", token_url="https://x.example/token")
+    setattr(client, name, "x" * (most + 1))
+    with pytest.raises(ValidationError) as caught:
+        client.full_clean()
+    assert set(caught.value.message_dict) == {name}
+    assert f"up to {most} characters" in str(caught.value)
+
+
+def test_a_key_of_a_client_certificate_has_one_as_well():
+    row = Credential(server=MailServerFactory(), client_certificate="x", client_key="x" * 32769)
+    with pytest.raises(ValidationError) as caught:
+        row.full_clean()
+    assert "up to 32768 characters" in str(caught.value.message_dict["client_key"])
 
 
 @pytest.mark.parametrize(

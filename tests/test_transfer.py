@@ -528,6 +528,14 @@ def test_a_password_that_looks_like_a_formula_or_an_escape_is_itself(run):
         assert Credential.objects.get().password == password
 
 
+def test_a_password_that_is_too_long_is_refused_on_its_line(run):
+    said, status = run(table(BOB, (*MARY[:4], "x" * 100_000, "")))
+    assert status == 1
+    assert "Line 3, password: This is too long: it may have up to 4096 characters." in said
+    assert "xxx" not in said
+    assert not Credential.objects.exists()
+
+
 def test_an_export_is_in_the_audit():
     stock()
     export()

@@ -19,7 +19,14 @@ from mailpool.changes import Audited, AuditedQuerySet
 from mailpool.exceptions import InvalidMessage, SecretError
 from mailpool.models.oauth import OAuthClient
 from mailpool.models.scopes import ScopeField, proof_of, scope_of
-from mailpool.models.secret_fields import begin_save, leave_out_unset_secrets, secret_field
+from mailpool.models.secret_fields import (
+    LONGEST_KEY,
+    LONGEST_PASSWORD,
+    begin_save,
+    check_length,
+    leave_out_unset_secrets,
+    secret_field,
+)
 from mailpool.models.servers import MailServer
 from mailpool.secret import Secret
 from mailpool.text import can_be_a_name, can_be_a_password
@@ -471,6 +478,8 @@ class Credential(Audited):
         whoever has looked for those of many at once."""
         self.username = self.username.strip()
         self.bounce_address = self.bounce_address.strip()
+        check_length(self, "password", LONGEST_PASSWORD)
+        check_length(self, "client_key", LONGEST_KEY)
         self._clean_characters()
         # A missing server is reported by its own field; one that the same form is about to save
         # has no key yet.

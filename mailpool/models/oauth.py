@@ -10,7 +10,14 @@ from django.db import models, router, transaction
 from django.utils.translation import gettext_lazy as _
 
 from mailpool.changes import Audited, AuditedQuerySet
-from mailpool.models.secret_fields import begin_save, leave_out_unset_secrets, secret_field
+from mailpool.models.secret_fields import (
+    LONGEST_KEY,
+    LONGEST_PASSWORD,
+    begin_save,
+    check_length,
+    leave_out_unset_secrets,
+    secret_field,
+)
 from mailpool.models.servers import MailServer
 from mailpool.presets import preset
 from mailpool.secret import Secret
@@ -152,6 +159,8 @@ class OAuthClient(Audited):
         return any(row.is_by_application and row.is_permitted for row in rows)
 
     def clean(self) -> None:
+        check_length(self, "client_secret", LONGEST_PASSWORD)
+        check_length(self, "private_key", LONGEST_KEY)
         known = preset(self.provider)
         for name in ("authorization_url", "token_url", "scopes"):
             value = getattr(self, name) or getattr(known, name)

@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, cast
 
+from django.core.exceptions import ValidationError
 from django.db import models
+from django.utils.translation import gettext_lazy as _
 
 from mailpool.vault import EncryptedTextField
 from mailpool.vault.fields import encrypted_fields_of, forget_undone
 
+# Characters. What providers hand out as passwords has less than a hundred, and servers need not
+# take more than 12,288 of a login (RFC 4954). An RSA key of 16,384 bits has 13,000 in PEM form.
+LONGEST_PASSWORD = 4096
+LONGEST_KEY = 32_768
+
 
 def secret_field(row: models.Model, name: str) -> EncryptedTextField:
     return cast("EncryptedTextField", row._meta.get_field(name))
+
+
+def check_length(row: models.Model, name: str, longest: int) -> None:
+    """``ValidationError`` where the secret that was set on *row* is longer; a stored one is not
+    decrypted for this."""
+    if len(secret_field(row, name).pending(row) or "") > longest:
+        text = _("This is too long: it may have up to %(longest)d characters. Copy it again.")
+        raise ValidationError({name: ValidationError(text, params={"longest": longest})})
 
 
 def begin_save(row: models.Model, kwargs: dict[str, Any]) -> bool:
