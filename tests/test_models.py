@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import uuid
 from email.headerregistry import Address
 
@@ -11,8 +12,9 @@ from django.core.mail import EmailMessage
 from django.db import IntegrityError, connection, transaction
 from django.db.models import RestrictedError
 
+from mailpool import addresses
 from mailpool.backends import EmailBackend
-from mailpool.exceptions import NoRoute
+from mailpool.exceptions import InvalidMessage, NoRoute
 from mailpool.models import SERVER_BOUNDS, Credential, MailServer, OAuthClient, Sender, Tenant
 from mailpool.routing import Router
 from mailpool.validators import is_loopback, normalize_sender, validate_host
@@ -157,6 +159,35 @@ def test_a_key_of_a_client_certificate_has_one_as_well():
     with pytest.raises(ValidationError) as caught:
         row.full_clean()
     assert "up to 32768 characters" in str(caught.value.message_dict["client_key"])
+
+
+def test_plain_addresses_are_read_as_the_standard_library_reads_them():
+    """They take a short cut, which must lead to the same place."""
+    rng, plain = random.Random(7), 0
+    for _ in range(5000):
+        text = "".join(rng.choices("aZ9_+-.=?", k=rng.randint(1, 6)))
+        text += "@" + "".join(rng.choices("aZ9-.", k=rng.randint(1, 9)))
+        if rng.random() < 0.5:
+            text = "".join(rng.choices("aZ9 ", k=rng.randint(1, 5))) + f" <{text}>"
+        if addresses._PLAIN.fullmatch(text):
+            plain += 1
+            assert found(addresses._parse, text) == found(addresses._parse_any, text), text
+    assert plain > 500
+    for host in ("b" * 63, "b" * 64, "xn--bcher-kva.example", "xn--zz--.x"):
+        assert found(addresses._parse, f"a@{host}") == found(addresses._parse_any, f"a@{host}")
+
+
+def found(parse, text):
+    try:
+        return parse(text)
+    except InvalidMessage as error:
+        return str(error)
+
+
+def test_plain_addresses_do_not_take_the_long_way(monkeypatch):
+    monkeypatch.setattr(addresses, "_parse_any", None)
+    for text in ("long.way+1@way.example", "Long Way <long@way.example>"):
+        assert addresses.parse_mailbox(text).domain == "way.example"
 
 
 @pytest.mark.parametrize(
