@@ -243,6 +243,8 @@ def write(entries: Sequence[AuditEntry], using: str) -> None:
         _tidy(new)
     if entries:
         AuditEntry.objects.using(using).bulk_create(entries, batch_size=500)
+        if not logger.isEnabledFor(logging.INFO):
+            return  # and nothing to keep until then, which may be tens of thousands of entries
         transaction.on_commit(partial(_log, entries), using=using, robust=True)
 
 

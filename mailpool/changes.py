@@ -100,7 +100,10 @@ class AuditedQuerySet(models.QuerySet[Any]):
         self._for_write = True
         with (
             transaction.atomic(using=self.db),
-            _recorded(self.model, self.db, lambda: [row.pk for row in rows]),
+            # Only with *ignore_conflicts* some of them may be there already.
+            _recorded(
+                self.model, self.db, lambda: [row.pk for row in rows], are_new=not ignore_conflicts
+            ),
         ):
             return super().bulk_create(rows, batch_size, ignore_conflicts, False, *args, **kwargs)
 
@@ -125,14 +128,16 @@ def recorded_together(rows: Sequence[Audited], using: str) -> Iterator[None]:
 
 
 @contextmanager
-def _recorded(model: type[Any], using: str, keys: Callable[[], Sequence[Any]]) -> Iterator[None]:
+def _recorded(
+    model: type[Any], using: str, keys: Callable[[], Sequence[Any]], *, are_new: bool = False
+) -> Iterator[None]:
     """Record what happens to the rows with *keys* inside the block; new ones get theirs there."""
 
     def own() -> list[Any]:
         others = _together.get(connections[using], frozenset())
         return [key for key in _as_read(model, keys()) if (model, key) not in others]
 
-    before = _read(model, using, own())
+    before = {} if are_new else _read(model, using, own())
     yield
     _record(model, using, before, own())
 

@@ -16,6 +16,7 @@ from django.core import serializers
 from django.core.management import CommandError
 from django.db import DatabaseError, connection, transaction
 from django.db.models import F
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
 from mailpool import audit, rotation, scrub, verification
@@ -259,6 +260,28 @@ def test_bulk_operations_are_recorded(bob):
     assert Credential.objects.count() == 2
     assert [action for action, _ in entries()] == ["created"]
     assert last().credential_id == row.pk
+
+
+def test_bulk_create_reads_new_rows_once_they_are_there(bob):
+    rows = [Credential(server=bob.server, username=f"u{number}") for number in range(3)]
+    with CaptureQueriesContext(connection) as captured:
+        Credential.objects.bulk_create(rows)
+    statements = [each["sql"].split()[0] for each in captured]
+    assert statements.index("INSERT") < statements.index("SELECT")
+    assert [action for action, _ in entries()] == ["created"] * 3
+
+
+@pytest.mark.parametrize("level", ["INFO", "WARNING"])
+def test_entries_are_kept_for_a_log_that_is_written(bob, caplog, level):
+    """An import has tens of thousands of them in one transaction."""
+    with caplog.at_level(level, logger="mailpool.audit"):
+        with transaction.atomic():
+            bob.save()
+            before = len(connection.run_on_commit)
+            audit.record(Action.CHANGED, bob, "x")
+            assert len(connection.run_on_commit) - before == (level == "INFO")
+        assert len(caplog.records) == (level == "INFO")
+    assert last().details == "x"
 
 
 def test_bulk_create_does_not_change_rows_unseen(bob):

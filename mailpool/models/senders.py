@@ -55,7 +55,8 @@ class SenderQuerySet(AuditedQuerySet):
         """As ever, with one look at the credentials of all of them instead of one each."""
         rows = list(objs)
         self._for_write = True
-        owners = Credential.objects.using(self.db).in_bulk({row.credential_id for row in rows})
+        slim = Credential.objects.using(self.db).only("tenant")
+        owners = slim.in_bulk({row.credential_id for row in rows})
         for row in rows:
             if row.credential_id in owners:
                 row.__dict__["_scope_read"] = owners[row.credential_id].get_scope()
