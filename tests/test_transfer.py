@@ -15,7 +15,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from mailpool import relocation
+from mailpool import addresses, relocation
 from mailpool.audit import AuditEntry
 from mailpool.models import Credential, MailServer, Sender, SiteMarker, Tenant
 from mailpool.transfer import files, sealing
@@ -534,6 +534,34 @@ def test_a_password_that_is_too_long_is_refused_on_its_line(run):
     assert "Line 3, password: This is too long: it may have up to 4096 characters." in said
     assert "xxx" not in said
     assert not Credential.objects.exists()
+
+
+def test_an_account_with_thousands_of_senders(run, monkeypatch):
+    """Each is looked at once, and not at all by the parser for odd addresses."""
+    monkeypatch.setattr(addresses, "_parse_any", None)
+    made = counted(monkeypatch, Sender)
+    senders = [f"u{number}@bob.example" for number in range(3000)]
+    row = {**dict(zip(HEAD.split(","), BOB, strict=True)), "senders": senders}
+    with CaptureQueriesContext(connection) as captured:
+        assert run([row])[1] == 0
+    assert Sender.objects.count() == 3000
+    assert len(captured) < 150
+    made.clear()
+    said, status = run([row])
+    assert status == 0
+    assert "as they were: 3" in said
+    assert len(made) == 3000  # as they are stored, and none beside them
+
+
+def counted(monkeypatch, model):
+    made, init = [], model.__init__
+
+    def counting(self, *args, **kwargs):
+        made.append(1)
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(model, "__init__", counting)
+    return made
 
 
 def test_an_export_is_in_the_audit():

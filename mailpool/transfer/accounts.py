@@ -188,8 +188,10 @@ def _senders(draft: Draft, item: Item, taken: dict[Owned, Any]) -> None:
     for text in item.said.cells.get("senders", ()):
         try:
             address = normalize_sender(text)
-            sender = Sender(credential=row, address=address)
-            sender.clean_fields(exclude={"credential"})
+            sender = None
+            if address not in there:
+                sender = Sender(credential=row, address=address)
+                sender.clean_fields(exclude={"credential"})
         except ValidationError as error:
             why = " ".join(dict.fromkeys(error.messages))
             draft.complain(item, "senders", f"{shown(text)}: {why}")
@@ -201,7 +203,7 @@ def _senders(draft: Draft, item: Item, taken: dict[Owned, Any]) -> None:
         elif address in seen:
             text = _("%(address)s is there twice. Remove one.")
             draft.complain(item, "senders", text % {"address": address})
-        elif address not in there:
+        elif sender is not None:
             item.senders.append(sender)
             item.note("senders", f"+ {address}", None)
         seen.add(address)

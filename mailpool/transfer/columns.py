@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from typing import Any, cast
 
@@ -161,16 +162,30 @@ _REST = (
 )
 
 
-def columns() -> dict[str, Column]:
+def columns() -> Mapping[str, Column]:
     """All columns by name, in the order in which they are written."""
-    own = _OF_TENANT if owns_tenants() else ()
+    return _columns(owns_tenants())
+
+
+def fields_of(record: str) -> tuple[Column, ...]:
+    """The columns of *record* that are fields of its model."""
+    return _fields_of(record, owns_tenants())
+
+
+# Asked for each cell of a file, of which there are millions.
+
+
+@cache
+def _columns(own_tenants: bool) -> Mapping[str, Column]:
+    own = _OF_TENANT if own_tenants else ()
     first = (Column("record", ""), Column("tenant", TENANT))
     return {column.name: column for column in (*first, *own, *_REST)}
 
 
-def fields_of(record: str) -> list[Column]:
-    """The columns of *record* that are fields of its model."""
-    return [column for column in columns().values() if column.record == record and column.field]
+@cache
+def _fields_of(record: str, own_tenants: bool) -> tuple[Column, ...]:
+    known = _columns(own_tenants).values()
+    return tuple(column for column in known if column.record == record and column.field)
 
 
 def _switch(cell: Any) -> bool:

@@ -198,9 +198,9 @@ class Draft:
     def _belongs(self, line: int, record: str, values: dict[str, Any]) -> bool:
         """Whether all cells are of the *record*; accounts say of tenant and server as well."""
         known = columns()
-        text = _("A row about a %(record)s has nothing in this column. Empty the cell.")
         wrong = [name for name in values if record not in (ACCOUNT, known[name].record)]
         for name in wrong:
+            text = _("A row about a %(record)s has nothing in this column. Empty the cell.")
             self.problems.append(Problem(line, name, text % {"record": record}))
         return not wrong
 
