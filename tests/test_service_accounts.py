@@ -429,7 +429,7 @@ def test_the_mark_is_for_what_is_saved(delegate, host):  # noqa: F811
     ("make", "field", "text"),
     [
         (lambda key: "hello", "private_key", "whole JSON key file"),
-        (lambda key: "[" * 100000, "private_key", "whole JSON key file"),
+        (lambda key: "[" * 32_768, "private_key", "whole JSON key file"),
         (lambda key: "[1]", "private_key", "whole JSON key file"),
         (lambda key: key_file(key, "x")[:-9], "private_key", "whole JSON key file"),
         (lambda key: '{"web": {"client_id": "a"}}', "private_key", "not the key of a service"),
