@@ -302,15 +302,15 @@ def _fitting(credentials: Sequence[Credential], who: str, message: EmailMessage)
         tried = {identify(message, each).header.key for each in usable}
         raise SenderNotAllowed(
             f"{who} may not send as {' or '.join(sorted(tried))}: it is not among the senders of "
-            f"its credentials{_or_not_proven(usable)}."
+            f"its credentials{_and_what_to_do(usable)}."
         )
     return min(ranked, key=lambda entry: entry[:3])[3]
 
 
-def _or_not_proven(credentials: Sequence[Credential]) -> str:
+def _and_what_to_do(credentials: Sequence[Credential]) -> str:
     asks = any(credential.needs_proof for credential in credentials)
     if not asks:
-        return ""
+        return ". Enter it as a sender of one of them, or correct From"
     return (
         ", or its ownership is not proven (VERIFY_SENDERS). Enter it as a sender, and prove it on "
         "the tenant's own pages by an emailed code or by DNS; or let an operator confirm it in the "
