@@ -144,6 +144,20 @@ def test_key_file_that_can_not_be_read(settings, monkeypatch, tmp_path):
     assert ids() == {"E011"}
 
 
+def test_key_and_path_of_its_file_in_each_others_variable(settings, monkeypatch):
+    settings.MAILPOOL = {}
+    monkeypatch.setenv("MAILPOOL_ENCRYPTION_KEYS_FILE", KEY)
+    (found,) = check_keys()
+    assert found.hint.endswith("A key itself goes into MAILPOOL_ENCRYPTION_KEYS.")
+    assert KEY not in str(found)
+    monkeypatch.delenv("MAILPOOL_ENCRYPTION_KEYS_FILE")
+    monkeypatch.setenv("MAILPOOL_ENCRYPTION_KEYS", "/run/secrets/mailpool.key")
+    (found,) = check_keys()
+    assert found.hint.endswith(
+        "The path of a file with keys goes into MAILPOOL_ENCRYPTION_KEYS_FILE."
+    )
+
+
 def test_tenant_model_that_is_not_there(settings):
     settings.MAILPOOL_TENANT_MODEL = "shop.Customer"
     assert ids() == {"E005"}

@@ -50,7 +50,8 @@ def check_keys(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) ->
         return [
             Error(
                 f"The file that {conf.KEYS_VARIABLE}_FILE names can't be read: {error.strerror}.",
-                hint="Check its path, and that this process may read it.",
+                hint="Check its path, and that this process may read it. A key itself goes into "
+                f"{conf.KEYS_VARIABLE}.",
                 id="mailpool.E011",
             )
         ]
@@ -74,7 +75,8 @@ def _each_key(keys: tuple[str, ...]) -> Iterator[CheckMessage]:
         except ValueError as error:
             yield Error(
                 f"Encryption key number {number} is unusable: {error}.",
-                hint=f"{_GENERATE} Copy all of it.",
+                hint=f"{_GENERATE} Copy all of it. The path of a file with keys goes into "
+                f"{conf.KEYS_VARIABLE}_FILE.",
                 id="mailpool.E013",
             )
         if key == settings.SECRET_KEY:
