@@ -86,6 +86,14 @@ class TenantCredentialForm(AccountForm):
                 "Empty: it depends on the message."
             ),
         }
+        # Said to the tenant itself, who need not know that it is one.
+        error_messages = {
+            NON_FIELD_ERRORS: {
+                "account_taken": _(
+                    "You have entered this account at this server already. Change that one."
+                )
+            }
+        }
 
     field_order = ("server", *ADDRESS, "username", "password", "default_from")
 

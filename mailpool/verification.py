@@ -429,8 +429,8 @@ def sender_of_test(credential: Credential) -> str:
 def no_address() -> str:
     """What to do about a credential that has no ``own_address``."""
     return _(
-        "This account has no address to send as: its username is none. Enter a default From, or a "
-        "full address among its senders; or say as whom this message is to be sent."
+        "This account has no address to send as: its username is no mail address. Enter a default "
+        "From, or a full address among its senders."
     )
 
 

@@ -11,14 +11,17 @@ import sys
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import OperationalError
 
 from mailpool import rotation
+from mailpool.management.base import MailpoolCommand
 from mailpool.models import Credential, DeliveryRecord, MailServer, Sender
 from mailpool.vault import Keyring, generate_key
 from mailpool.vault.keyring import parse_key
 from tests.factories import CredentialFactory, MailServerFactory, TenantFactory
 from tests.smtpd import PASSWORD
 
+NOTHING_ACTIVE = "There is no active credential with an active server and tenant."
 OLD, NEW, OTHER = generate_key(), generate_key(), generate_key()
 pytestmark = pytest.mark.django_db
 
@@ -153,7 +156,7 @@ def test_send_test_is_from_an_address_of_the_account(
         Sender.objects.create(credential=bob, address=address)
     to = ("send_test", "--tenant", "bob", "--to", "you@example.com")
     if sender is None:
-        with pytest.raises(CommandError, match=r"has no address to send as.*--from ADDRESS"):
+        with pytest.raises(CommandError, match=r"no mail address\. .*Or add --from ADDRESS\.$"):
             run(*to)
         assert mail_host.connections == 0
         sender = "other@example.com"
@@ -413,6 +416,25 @@ def test_an_empty_tenant_is_neither_the_site_nor_everybody(monkeypatch, command)
     with pytest.raises(CommandError, match="--tenant is empty"):
         run(command, "--tenant", "", *to)
     assert Credential.objects.count() == 1
+
+
+def test_check_says_why_there_is_nothing_to_check():
+    assert run("check") == ("\n0 checked, 0 failed.\n" + NOTHING_ACTIVE + "\n", 0)
+    CredentialFactory(is_active=False)
+    text, status = run("check")
+    assert (NOTHING_ACTIVE in text, status) == (True, 0)
+
+
+def test_a_database_that_does_not_answer_is_told_in_one_line(monkeypatch):
+    def fail(*args, **kwargs):
+        raise OperationalError("connection refused\n\tIs the server running on that host?\n")
+
+    monkeypatch.setattr(MailpoolCommand, "print_json", fail)
+    with pytest.raises(CommandError) as raised:
+        run("check", "--json")
+    text = str(raised.value)
+    assert "Does its server run, and is DATABASES right?" in text
+    assert text.endswith("It said: connection refused  Is the server running on that host?")
 
 
 def test_check_of_chosen_accounts_of_which_none_is_active():

@@ -828,7 +828,8 @@ def test_the_other_accounts_of_a_server_stay_where_they_are(as_bob, bob):
 def test_the_same_account_is_not_entered_twice(as_bob):
     assert as_bob.post("/mail/new/", data()).status_code == 302
     page = body(as_bob.post("/mail/new/", data(password=NEW)))
-    assert "has this account at this server already" in page
+    assert "You have entered this account at this server already. Change that one." in page
+    assert "This tenant" not in page
     assert Credential.objects.get().password == PASSWORD
 
 

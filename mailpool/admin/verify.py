@@ -43,7 +43,7 @@ class TestForm(RecipientForm):
         validators=[validate_from_address],
         help_text=_(
             "The account has neither a default From nor a full address among its senders, and its "
-            "username is none. As whom is this message to be sent?"
+            "username is no mail address. As whom is this message to be sent?"
         ),
         widget=forms.TextInput(attrs={"class": "vTextField"}),
     )

@@ -39,7 +39,8 @@ class MailpoolCommand(TerminalCommand):
             raise CommandError(str(error)) from error
         except DatabaseError as error:
             raise CommandError(
-                f"The database does not answer as expected: {error}. Has 'migrate' been run?"
+                "The database does not answer as expected. Does its server run, and is DATABASES "
+                f"right? Has 'migrate' been run? It said: {one_line(str(error)).strip()}"
             ) from error
 
     def _refuse_what_is_no_text(self, options: dict[str, Any]) -> None:

@@ -463,7 +463,9 @@ class Credential(Audited):
         server = self._known_server()
         others = Credential.objects.exclude(pk=self.pk).filter(scope=self.get_scope())
         if self.server_id and others.filter(server=server, username=self.username).exists():
-            raise ValidationError(_("This tenant has this account at this server already."))
+            raise ValidationError(
+                _("This tenant has this account at this server already."), code="account_taken"
+            )
         if self._scope_changes():
             taken = self.senders.model.objects.filter(
                 scope=self.get_scope(), address__in=self.senders.values("address")

@@ -49,6 +49,8 @@ class Command(MailpoolCommand):
             self.stdout.write(f"\n{len(reports)} checked, {len(failed)} failed.")
             if was_chosen and not reports:
                 self.stdout.write("None of those is active, with an active server and tenant.")
+            elif not reports:
+                self.stdout.write("There is no active credential with an active server and tenant.")
         # Whoever asks for somebody's accounts and has none checked has not got what was asked for.
         self.exit_with(bool(failed) or (was_chosen and not reports))
 

@@ -53,7 +53,7 @@ class Command(MailpoolCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         credential = self._choose(options)
         if not (options["sender"] or sender_of_test(credential) or switched_off(credential)):
-            raise CommandError(f"{no_address()} (--from ADDRESS)")
+            raise CommandError(f"{no_address()} Or add --from ADDRESS.")
         with _told_once():
             result = send_test_message(credential, options["to"], sender=options["sender"])
         if options["json"]:
