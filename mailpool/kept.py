@@ -19,7 +19,7 @@ import psycopg
 from django.db import Error
 from django.db.backends.postgresql.base import DatabaseWrapper
 from psycopg import generators
-from psycopg.pq import ExecStatus, PipelineStatus
+from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 
 # Executions in Django's way before: to prepare takes longer than it saves where each request opens
 # a connection of its own.
@@ -48,6 +48,8 @@ class Kept:
             return False  # the word for a pooler that hands connections on
         if type(driver) is not psycopg.Connection or not driver.autocommit:
             return False  # a tool's own, or in a transaction, which an error would spoil
+        if driver.pgconn.transaction_status != TransactionStatus.IDLE:
+            return False  # in one that Django does not know of
         executions = self._executions.get(driver, 0)
         if 0 <= executions < AFTER:
             self._executions[driver] = executions + 1

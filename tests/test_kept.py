@@ -196,6 +196,17 @@ def test_in_a_transaction_it_stands_or_falls_with_it(prepared):
     assert len(rows()) == before
 
 
+def test_a_transaction_that_django_does_not_know_of(prepared):
+    """A pooler may have begun it on a connection that does not know the statement."""
+    before = len(rows())
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("DEALLOCATE ALL")
+        write()
+        cursor.execute("COMMIT")
+    assert len(rows()) == before + 1
+
+
 @pytest.mark.parametrize("how", ["by a backend", "by a tool"])
 def test_a_schema_that_is_chosen_before_each_query(prepared, monkeypatch, how):
     """As backends do that keep each customer in a schema of its own."""
@@ -298,6 +309,15 @@ def test_accounts_in_a_transaction_are_asked_for_in_djangos_way(accounts):
         Credential.objects.filter(username="bob").update(username="robert")
         assert [each.username for each in accounts()] == ["robert"]
     assert executions("SELECT") == (1,)
+
+
+def test_accounts_in_a_transaction_that_django_does_not_know_of(accounts):
+    accounts(times=AFTER + 1)
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("DEALLOCATE ALL")
+        assert accounts() == accounts.ours[:1]
+        cursor.execute("ROLLBACK")
 
 
 def test_values_that_the_server_binds(accounts):
