@@ -50,6 +50,8 @@ class Kept:
             return False  # a tool's own, or in a transaction, which an error would spoil
         if driver.pgconn.transaction_status != TransactionStatus.IDLE:
             return False  # in one that Django does not know of
+        if driver.pgconn.pipeline_status != PipelineStatus.OFF:
+            return False  # an error would undo what others have in it
         executions = self._executions.get(driver, 0)
         if 0 <= executions < AFTER:
             self._executions[driver] = executions + 1
@@ -111,8 +113,6 @@ class KeptInsert(Kept):
 
     def _run(self, driver: Any, parameters: list[bytes | None]) -> bool:
         pgconn, name = driver.pgconn, self.name.encode()
-        if pgconn.pipeline_status != PipelineStatus.OFF:
-            return False
         if self.is_new(driver):
             pgconn.send_prepare(name, self.sql.encode())
             if driver.wait(generators.execute(pgconn))[-1].status != ExecStatus.COMMAND_OK:

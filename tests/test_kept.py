@@ -311,6 +311,14 @@ def test_accounts_in_a_transaction_are_asked_for_in_djangos_way(accounts):
     assert executions("SELECT") == (1,)
 
 
+def test_accounts_in_a_pipeline_are_asked_for_in_djangos_way(accounts):
+    accounts(times=AFTER + 1)
+    with connection.cursor() as cursor:
+        cursor.execute("DEALLOCATE ALL")
+    with connection.connection.pipeline():
+        assert accounts() == accounts.ours[:1]
+
+
 def test_accounts_in_a_transaction_that_django_does_not_know_of(accounts):
     accounts(times=AFTER + 1)
     with connection.cursor() as cursor:
