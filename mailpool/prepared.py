@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from django.db import connections
 from django.db.models import AutoField, Field, Model, QuerySet
@@ -46,7 +45,7 @@ class Part:
         return self.model.from_db(using, self.attnames, row[self.columns])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
     """What executing a queryset takes once its SQL is there. It belongs to no connection."""
 
@@ -64,11 +63,6 @@ class Prepared:
     kept: KeptSelect | None
     """A quicker way, where there is one."""
 
-    _chains: WeakKeyDictionary[Any, list[tuple[int, Any, Any]]] = field(
-        default_factory=WeakKeyDictionary, repr=False, compare=False
-    )
-    """By connection, which its converters belong to."""
-
     def rows(self, value: Any = None) -> list[Any]:
         """The instances, as the queryset's own execution would make them.
 
@@ -85,9 +79,11 @@ class Prepared:
             if found is None:
                 cursor.execute(self.sql, parameters)
                 found = cursor.fetchall()
-        converters = self._chains.get(connection)
+        # They hold on to their connection, so nothing that lives longer may hold on to them.
+        known = vars(connection).setdefault("_mailpool_converters", {})
+        converters = known.get(self)
         if converters is None:
-            converters = self._chains[connection] = [
+            converters = known[self] = [
                 (position, expression, _converters(expression, connection))
                 for position, expression in self.converted.items()
             ]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import weakref
+
 import pytest
-from django.db import connection
+from django.db import connection, connections
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -101,3 +105,19 @@ def test_a_column_that_makes_its_own_sql_of_a_value_is_asked_as_it_is(accounts, 
     monkeypatch.setattr(routing, "prepare", lambda *args: None)
     found = Router()._named("bob", "slug", "bob").credentials
     assert {each.tenant.slug for each in found} == {"bob"}
+
+
+def test_a_threads_connection_ends_with_the_thread():
+    """What converts its rows belongs to it, and does not keep it."""
+    used = []
+
+    def look():
+        routing._prepared_rows("slug", "bob")
+        used.append(weakref.ref(connections["default"]))
+        connection.close()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert [each() for each in used] == [None]
