@@ -9,6 +9,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -41,7 +42,8 @@ def tell(log: Callable[[], object]) -> None:
         log()
     except Exception:
         if logging.raiseExceptions and sys.stderr:
-            traceback.print_exc()
+            with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+                traceback.print_exc()
     finally:
         _is_telling.reset(token)
 

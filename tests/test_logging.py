@@ -246,6 +246,35 @@ def test_that_the_admins_cannot_be_mailed_is_no_failure_of_a_message(
     assert len(tried) == 3  # these, and the mail to the admins: there is no account for it
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError("nobody reads"), ValueError("closed")])
+@pytest.mark.django_db(transaction=True)
+def test_a_handler_that_fails_where_stderr_does_as_well(monkeypatch, error):
+    class Broken:
+        def write(self, text):
+            raise error
+
+    class Failing(logging.Handler):
+        def emit(self, record):
+            raise RuntimeError("no room")
+
+    failed: list[object] = []
+    handler, logger = Failing(), logging.getLogger("mailpool")
+    logger.addHandler(handler)
+    monkeypatch.setattr("sys.stderr", Broken())
+
+    def note(**kwargs):
+        failed.append(kwargs["message"])
+
+    signals.message_failed.connect(note)
+    messages = [message(), message()]  # nobody's
+    try:
+        assert EmailBackend(fail_silently=True).send_messages(messages) == 0
+        assert failed == messages
+    finally:
+        signals.message_failed.disconnect(note)
+        logger.removeHandler(handler)
+
+
 def noting(calls, function):
     def noted(*args):
         calls.append(args)
