@@ -7,7 +7,7 @@ import email.policy
 import re
 from email import message_from_bytes
 from email.header import Header
-from email.headerregistry import Address, AddressHeader, BaseHeader, HeaderRegistry
+from email.headerregistry import Address, AddressHeader, BaseHeader, Group, HeaderRegistry
 from email.message import EmailMessage as MIMEMessage
 from functools import lru_cache
 
@@ -31,10 +31,21 @@ def _addresses_in(value: str) -> list[str]:
         return []
 
 
-def _encoded(address: Address) -> str:
-    """*address* as it can be folded nowhere and read in one way only."""
-    name = Header(address.display_name, "utf-8").encode(linesep="\r\n")
-    return f"{name} <{address.addr_spec}>" if name else address.addr_spec
+def _encoded_name(name: str | None) -> str:
+    return Header(name or "", "utf-8").encode(linesep="\r\n")
+
+
+def _encoded(group: Group) -> str:
+    """*group* as it can be folded nowhere and read in one way only."""
+    addresses = ", ".join(
+        f"{_encoded_name(each.display_name)} <{each.addr_spec}>"
+        if each.display_name
+        else each.addr_spec
+        for each in group.addresses
+    )
+    # An address by itself is a group without a name here.
+    name = _encoded_name(group.display_name)
+    return f"{name}: {addresses};" if name else addresses
 
 
 class _Header(BaseHeader):
@@ -52,12 +63,15 @@ class _Header(BaseHeader):
         addresses: tuple[Address, ...] = getattr(self, "addresses", ())
         # Many releases of Python leave out the quotes where they fold a name or decode one (CPython
         # gh-121284): then "boss@bank.example, Mary" would be two, and one of them nobody's sender.
-        if not any(_SPECIAL.search(address.display_name) for address in addresses):
+        groups: tuple[Group, ...] = getattr(self, "groups", ())
+        names = [each.display_name for each in addresses]
+        names += [group.display_name or "" for group in groups]
+        if not any(map(_SPECIAL.search, names)):
             return folded
         value = folded.replace(policy.linesep, "").partition(":")[2]
         if _addresses_in(value) == [address.addr_spec for address in addresses]:
             return folded
-        return f"{self.name}: {', '.join(map(_encoded, addresses))}{policy.linesep}"
+        return f"{self.name}: {', '.join(map(_encoded, groups))}{policy.linesep}"
 
 
 class _Headers(HeaderRegistry):

@@ -113,6 +113,25 @@ def test_a_name_never_becomes_an_address(name, field):
     assert "boss@bank.example" in str(make_header(decode_header(found)))
 
 
+@pytest.mark.parametrize("sender", ["bob@example.com", "jörg@example.com"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        f'"{FAKE} {LONG}": bob@example.com, Mary <mary@example.com>;',
+        f'"{FAKE} Bööb {LONG}": bob@example.com, Mary <mary@example.com>;',
+        f'"Bööb {LONG}, <boss@bank.example>": bob@example.com;, mary@example.com',
+    ],
+)
+def test_nor_does_the_name_of_a_group(given, sender):
+    message = EmailMessage("hello", "text", sender, ["a@example.com"], reply_to=[given])
+    content = render(message, CredentialFactory()).content.decode()
+    found = re.search(r"(?m)^Reply-To: ([^\r\n]*(?:\r\n [^\r\n]*)*)", content)[1]
+    addresses = [address for _, address in getaddresses([found.replace("\r\n", "")])]
+    assert addresses == ["bob@example.com", "mary@example.com"]
+    if sender.isascii():
+        assert found.isascii()
+
+
 def test_nor_where_the_headers_of_an_older_django_are_written_anew():
     given = f'"{FAKE} {LONG}" <jörg@example.com>'
     message = EmailMessage("hello", "text", given, ["a@example.com"])
