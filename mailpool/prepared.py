@@ -224,8 +224,8 @@ def prepare_insert(using: str, model: type[Model]) -> PreparedInsert:
     from_json, of_one = "", None
     if connection.vendor == "postgresql":
         from_json = f"SELECT {columns} FROM json_populate_recordset(NULL::{table}, %s)"  # noqa: S608
-        places = ", ".join(f"${number}" for number in range(1, len(fields) + 1))
         if kept := _kept(connection):
+            places = ", ".join(f"${number}" for number in range(1, len(fields) + 1))
             of_one = kept.KeptInsert(f"{into}VALUES ({places}) RETURNING {_DO_NOT_WAIT}")
     most = connection.features.max_query_params
     return PreparedInsert(

@@ -28,12 +28,6 @@ KEYS = ["11111111-2222-3333-4444-555555555555", "nonsense", "_3Cb_3E"]
 
 
 @pytest.fixture
-def admin(client):
-    client.force_login(get_user_model().objects.create_superuser("root", password="x"))
-    return client
-
-
-@pytest.fixture
 def support(client):
     user = get_user_model().objects.create_user("support", is_staff=True)
     names = ("view_credential", "view_mailserver")
@@ -49,11 +43,11 @@ def said(response):
 @pytest.mark.parametrize("method", ["get", "post"])
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("page", PAGES)
-def test_as_django_does_it(admin, page, key, method):
+def test_as_django_does_it(admin_client, page, key, method):
     """The same answer as that of its own change form."""
     model, _slash, _rest = page.partition("/")
-    djangos = said(admin.get(f"/admin/mailpool/{model}/{key}/change/"))
-    response = getattr(admin, method)(f"/admin/mailpool/{page.format(key)}")
+    djangos = said(admin_client.get(f"/admin/mailpool/{model}/{key}/change/"))
+    response = getattr(admin_client, method)(f"/admin/mailpool/{page.format(key)}")
     assert (response.status_code, response["Location"]) == (302, "/admin/")
     assert [level for level, _text in djangos] == ["warning"]
     assert said(response) == djangos * 2  # nobody has looked at the first one yet
@@ -69,8 +63,8 @@ def test_who_may_not_see_it_is_not_told_whether_it_is_there(support, page, key):
 
 
 @pytest.mark.parametrize("key", ["123", "nonsense"])
-def test_record(admin, key):
-    response = admin.get(f"/admin/mailpool/deliveryrecord/{key}/change/")
+def test_record(admin_client, key):
+    response = admin_client.get(f"/admin/mailpool/deliveryrecord/{key}/change/")
     assert (response.status_code, response["Location"]) == (302, "/admin/")
     ((level, text),) = said(response)
     assert level == "warning"
@@ -85,10 +79,10 @@ def test_record_that_one_may_not_see(support):
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
-def test_account_that_is_not_connected_any_more(admin, method):
+def test_account_that_is_not_connected_any_more(admin_client, method):
     """Somebody has given it a password meanwhile: it is there, and is not to be connected."""
     row = CredentialFactory()
     change = f"/admin/mailpool/credential/{row.pk}/change/"
-    response = getattr(admin, method)(change.replace("change", "connect"))
+    response = getattr(admin_client, method)(change.replace("change", "connect"))
     assert (response.status_code, response["Location"]) == (302, change)
     assert said(response) == [("warning", "This account is not one that is connected.")]
